@@ -26,7 +26,8 @@ def age_buckets(ages_ms: NDArray[np.int64]) -> NDArray[np.int64]:
     log2 rounds up from n + 1/2, that is from (s + 1)^2 >= 2^(2n + 1).
     """
     seconds = np.minimum(np.maximum(ages_ms, 0) // 1000 + 1, 2**31)
-    return np.minimum(1 + np.searchsorted(_SQUARES, seconds * seconds, side="right"), 32)
+    buckets: NDArray[np.int64] = 1 + np.searchsorted(_SQUARES, seconds * seconds, side="right")
+    return np.minimum(buckets, AGE_BUCKETS - 1)
 
 
 #: (s + 1)^2 from which the rounded log2 is 1, 2, 3, ...
