@@ -1,0 +1,34 @@
+"""Keep what was refused: the bytes as they came, why, and where they lay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Bytes of a refused value that are kept: a larger one is cut, and its size stands in a header.
+MAX_KEPT_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One refused record."""
+
+    reason: str
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        """The record's headers on dead-letters; its key and value are those that were refused."""
+        return [
+            ("reason", self.reason.encode()),
+            ("topic", self.topic.encode()),
+            ("partition", str(self.partition).encode()),
+            ("offset", str(self.offset).encode()),
+            ("bytes", str(len(self.value or b"")).encode()),
+        ]
+
+    def kept_value(self) -> bytes | None:
+        """The value, cut to MAX_KEPT_BYTES."""
+        return None if self.value is None else self.value[:MAX_KEPT_BYTES]
