@@ -165,7 +165,7 @@ class Transitions:
         epochs, decay = epochs_and_weights(times_ms, self.half_life_ms)
         self._advance(int(epochs.max()))
         linked = (previous != NO_ROW) & (previous != items[:, None])
-        linked &= (epochs > self.newest_epoch - CHAIN_EPOCHS)[:, None]
+        linked &= ((epochs > self.newest_epoch - CHAIN_EPOCHS) & (weights > 0))[:, None]
         event, distance = np.nonzero(linked)
         if not len(event):
             return event
@@ -274,26 +274,34 @@ class ItemStatistics:
         self.transitions = Transitions(self.settings.chain_half_life_ms)
         self._cut: dict[int, tuple[Rows, NDArray[np.float32]]] = {}
 
-    def apply(self, deltas: Deltas) -> int:
-        """Add what is above the partition's watermark; returns how many events that were."""
-        deltas = deltas.after(self.watermarks.get(deltas.partition, -1))
-        count = len(deltas.offsets)
-        if not count:
+    def apply(self, *batches: Deltas) -> int:
+        """Add what is above each partition's watermark; returns how many events that were.
+
+        Of one partition, batches stand in the order of their offsets.
+        """
+        fresh = []
+        for deltas in batches:
+            deltas = deltas.after(self.watermarks.get(deltas.partition, -1))
+            if len(deltas.offsets):
+                self.watermarks[deltas.partition] = int(deltas.offsets[-1])
+                fresh.append(deltas)
+        if not fresh:
             return 0
-        for counts in self.popularity_counts:
-            counts.add(deltas.items, deltas.times_ms, deltas.weights)
-        epoch = self.transitions.newest_epoch
-        changed = self.transitions.add(
-            deltas.items, deltas.previous, deltas.times_ms, deltas.weights
+        items, previous, times_ms, weights = (
+            np.concatenate([getattr(deltas, name) for deltas in fresh])
+            for name in ("items", "previous", "times_ms", "weights")
         )
+        for counts in self.popularity_counts:
+            counts.add(items, times_ms, weights)
+        epoch = self.transitions.newest_epoch
+        changed = self.transitions.add(items, previous, times_ms, weights)
         if self.transitions.newest_epoch != epoch:
             self._cut.clear()
         for row in changed.tolist():
             self._cut.pop(row, None)
-        self.watermarks[deltas.partition] = int(deltas.offsets[-1])
-        self.newest_ms = max(self.newest_ms, int(deltas.times_ms.max()))
-        self.events += count
-        return count
+        self.newest_ms = max(self.newest_ms, int(times_ms.max()))
+        self.events += len(items)
+        return len(items)
 
     def popularity(self) -> NDArray[np.float32]:
         """[2, V] each half-life's share of every item; all zeros before the first event."""

@@ -1,0 +1,270 @@
+"""Keep one user's state in a few kilobytes of bytes, and fold one event into it.
+
+A row holds the newest events of a user in event-time order, what is needed to apply every event
+exactly once (the last applied source offset, a ring of event ids), the sequence number of the
+user's lists, and the items taken before the history begins. Folding an event costs a slice and a
+concatenation of bytes; nothing is decoded that is not needed.
+
+Layout, version 1, little-endian: `_HEADER`, then the events (40 bytes each, `EVENT`), then 64-bit
+hashes: the dedupe ring, items taken beyond the history, items served last, the last rec_ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import DriftlineError
+from export.statistics import CHAIN_DEPTH
+
+CODEC_VERSION = 1
+
+#: One event of a history. A missing value or portion is NaN, a missing session 0.
+EVENT = np.dtype(
+    [
+        ("item", "<u8"),
+        ("time_ms", "<i8"),
+        ("offset", "<i8"),
+        ("value", "<f4"),
+        ("portion", "<f4"),
+        ("session", "<u4"),
+        ("type", "<u4"),
+    ]
+)
+_EVENT = struct.Struct("<QqqffII")
+_HEADER = struct.Struct("<BxHHHHHIQqQqqQ")
+_HASH_BYTES = 8
+#: Lists of a user whose ids and first items the row remembers.
+MAX_REC_IDS = 4
+MAX_SERVED = 20
+
+
+class RowError(DriftlineError):
+    """A stored row cannot be read as this worker's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """How much a row keeps; with it a row stays below about 90 kB at the largest settings."""
+
+    max_history: int = 50
+    max_taken: int = 2000
+    dedupe_ring: int = 64
+
+
+def hash64(text: str) -> bytes:
+    """The 8 bytes by which a row knows an event id."""
+    return hashlib.blake2b(text.encode(), digest_size=_HASH_BYTES).digest()
+
+
+def hash32(text: str) -> int:
+    """The number by which a row knows an event type or a session; never 0."""
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") or 1
+
+
+def source_fingerprint(topic_id: str, partitions: int) -> int:
+    """Names the topic that offsets in a row belong to: another topic or partition count differs."""
+    return int.from_bytes(hash64(f"{topic_id}/{partitions}"), "little")
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvent:
+    """What a history keeps of an event; hashes instead of texts."""
+
+    event_hash: bytes
+    item: int
+    time_ms: int
+    offset: int
+    type: int
+    value: float = float("nan")
+    portion: float = float("nan")
+    session: int = 0
+
+
+class UserRow:
+    """The state of one user. Starts empty; `decode` reads a stored one."""
+
+    __slots__ = (
+        "applied_offset",
+        "events",
+        "events_total",
+        "fingerprint",
+        "interests_digest",
+        "newest_ms",
+        "next_due_ms",
+        "rec_ids",
+        "ring",
+        "seq",
+        "served",
+        "taken",
+    )
+
+    def __init__(self, fingerprint: int) -> None:
+        self.fingerprint = fingerprint
+        self.events = b""
+        self.ring = b""
+        self.taken = b""
+        self.served = b""
+        self.rec_ids = b""
+        self.applied_offset = -1
+        self.seq = 0
+        self.newest_ms = 0
+        self.next_due_ms = 0
+        self.events_total = 0
+        self.interests_digest = 0
+
+    @classmethod
+    def decode(cls, data: bytes, fingerprint: int) -> UserRow:
+        """Read a stored row.
+
+        Raises RowError for bytes of another codec version or another length than they tell, and
+        for a row whose offsets belong to another topic or partition count.
+        """
+        if len(data) < _HEADER.size or data[0] != CODEC_VERSION:
+            raise RowError(
+                f"wanted a row of codec version {CODEC_VERSION}, got {data[:1].hex()!r} and "
+                f"{len(data)} bytes; run the version that wrote it, or rebuild the state"
+            )
+        row = cls(fingerprint)
+        _, n_events, n_ring, n_taken, n_served, n_rec_ids, total, source, *rest = (
+            _HEADER.unpack_from(data)
+        )
+        if source != fingerprint:
+            raise RowError(
+                "a row belongs to another topic or partition count than user-events has now; "
+                "wanted the topic this state was built from: give the worker another prefix or "
+                "group, or remove its data directory and changelog to start anew"
+            )
+        row.events_total = total
+        row.applied_offset, row.seq, row.newest_ms, row.next_due_ms, row.interests_digest = rest
+        begin = _HEADER.size
+        end = begin + n_events * _EVENT.size
+        row.events = data[begin:end]
+        for name, count in (
+            ("ring", n_ring),
+            ("taken", n_taken),
+            ("served", n_served),
+            ("rec_ids", n_rec_ids),
+        ):
+            begin, end = end, end + count * _HASH_BYTES
+            setattr(row, name, data[begin:end])
+        if end != len(data):
+            raise RowError(
+                f"wanted a row of {end} bytes, got {len(data)}; the state is damaged: remove the "
+                "data directory, it is rebuilt from the changelog"
+            )
+        return row
+
+    def encode(self) -> bytes:
+        """The row as bytes; `decode` gives the same row back."""
+        header = _HEADER.pack(
+            CODEC_VERSION,
+            len(self.events) // _EVENT.size,
+            len(self.ring) // _HASH_BYTES,
+            len(self.taken) // _HASH_BYTES,
+            len(self.served) // _HASH_BYTES,
+            len(self.rec_ids) // _HASH_BYTES,
+            self.events_total,
+            self.fingerprint,
+            self.applied_offset,
+            self.seq,
+            self.newest_ms,
+            self.next_due_ms,
+            self.interests_digest,
+        )
+        return b"".join((header, self.events, self.ring, self.taken, self.served, self.rec_ids))
+
+    def __len__(self) -> int:
+        """Events in the history."""
+        return len(self.events) // _EVENT.size
+
+    def history(self) -> NDArray[np.void]:
+        """[len(self)] the events, oldest first, as records of EVENT."""
+        return np.frombuffer(self.events, dtype=EVENT)
+
+    def taken_items(self) -> NDArray[np.uint64]:
+        """Hashes of all items the user is known to have taken; some can stand twice."""
+        beyond = np.frombuffer(self.taken, dtype="<u8")
+        return np.concatenate([self.history()["item"], beyond])
+
+    def recent_items(self) -> list[int]:
+        """Hashes of the last CHAIN_DEPTH items, newest first."""
+        return self._items_before(len(self))
+
+    def has_event(self, event_hash: bytes) -> bool:
+        """Whether an event with this id is in the ring."""
+        return _find(self.ring, event_hash)
+
+    def fold(self, event: HistoryEvent, limits: RowLimits) -> list[int]:
+        """Put an event into the history, at its place in (event time, offset) order.
+
+        The caller has seen to it that the event is new: its offset is above `applied_offset` and
+        its id is not in the ring.
+
+        Returns: hashes of the up to CHAIN_DEPTH items before it, newest first.
+        """
+        packed = _EVENT.pack(
+            event.item,
+            event.time_ms,
+            event.offset,
+            event.value,
+            event.portion,
+            event.session,
+            event.type,
+        )
+        size = len(self)
+        place = size
+        if event.time_ms < self.newest_ms:
+            place = int(np.searchsorted(self.history()["time_ms"], event.time_ms, side="right"))
+        previous = self._items_before(place)
+        at = place * _EVENT.size
+        self.events = b"".join((self.events[:at], packed, self.events[at:]))
+        self.newest_ms = max(self.newest_ms, event.time_ms)
+        self.events_total += 1
+        self.applied_offset = event.offset
+        if size == limits.max_history:
+            self._drop_oldest(limits.max_taken)
+        if limits.dedupe_ring:
+            self.ring = (self.ring + event.event_hash)[-limits.dedupe_ring * _HASH_BYTES :]
+        return previous
+
+    def served_list(self, rec_id: bytes, items: NDArray[np.uint64]) -> None:
+        """Remember a list that is about to be sent: its id (8 bytes) and its first items."""
+        self.served = items[:MAX_SERVED].astype("<u8").tobytes()
+        self.rec_ids = (self.rec_ids + rec_id)[-MAX_REC_IDS * _HASH_BYTES :]
+
+    def _items_before(self, place: int) -> list[int]:
+        first = max(place - CHAIN_DEPTH, 0)
+        unpack = _ITEM.unpack_from
+        return [unpack(self.events, at * _EVENT.size)[0] for at in range(place - 1, first - 1, -1)]
+
+    def _drop_oldest(self, max_taken: int) -> None:
+        item = self.events[:_HASH_BYTES]
+        self.events = self.events[_EVENT.size :]
+        if max_taken and not _find(self.taken, item):
+            self.taken = (self.taken + item)[-max_taken * _HASH_BYTES :]
+
+
+_ITEM = struct.Struct("<Q")
+
+
+def _find(hashes: bytes, wanted: bytes) -> bool:
+    """Whether one of the 8-byte hashes is the wanted one."""
+    at = hashes.find(wanted)
+    while at >= 0 and at % _HASH_BYTES:
+        at = hashes.find(wanted, at + 1)
+    return at >= 0
+
+
+#: Joins tenant, kind and id in a row's key.
+_SEPARATOR = "\x1f"
+
+
+def row_key(tenant: str, is_known: bool, owner: str) -> bytes:
+    """The key of a user's row: known and anonymous users, and tenants, never share one."""
+    return f"{tenant}{_SEPARATOR}{'u' if is_known else 'a'}{_SEPARATOR}{owner}".encode()
