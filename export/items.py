@@ -69,7 +69,8 @@ class ItemIndex:
 
     def hash_of(self, item_id: str) -> int:
         """The hash of an item; one that was never met gets a row."""
-        return int(self._hashes[self.row(item_id)])
+        row = self.row(item_id)  # may replace the array
+        return int(self._hashes[row])
 
     def rows_of_hashes(self, hashes: Sequence[int] | Hashes) -> Rows:
         """[N] the rows of these hashes, NO_ROW where an item was never met by its id."""

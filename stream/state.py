@@ -1,0 +1,316 @@
+"""Fold a batch of raw records into users' rows: what is in it, what it changes, what it makes due.
+
+Pure: records and stored rows go in, a `FoldedBatch` comes out; nothing is sent or written here.
+Events of a user are applied in the order of their offsets, into a history that is ordered by event
+time. So the state after an offset depends on the log alone, not on where batches were cut.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import msgspec
+from kafka.partitioner import murmur2
+
+from export.statistics import WEIGHT_ONE
+from stream.dead_letters import DeadLetter
+from stream.events import (
+    DEFAULT_SCENARIO,
+    UserEvent,
+    decode_control_event,
+    decode_user_event,
+)
+from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64, row_key
+from stream.settings import EventRole, Settings
+
+NOT_A_NUMBER = float("nan")
+
+
+class Record(Protocol):
+    """What is read of a Kafka record."""
+
+    key: bytes | None
+    value: bytes | None
+    offset: int
+    timestamp: int
+
+
+class Slice(Protocol):
+    """Consecutive records of one partition."""
+
+    partition: int
+    records: Sequence[Record]
+
+
+#: Reads stored rows: partition and keys in, a row's bytes or None for each key out.
+ReadRows = Callable[[int, list[bytes]], list[bytes | None]]
+
+
+@dataclass(slots=True)
+class TouchedUser:
+    """A user with at least one event in the batch."""
+
+    key: bytes
+    owner: str
+    is_known: bool
+    tenant: str
+    partition: int
+    row: UserRow
+    is_changed: bool = False
+    is_due: bool = False
+    reason: Literal["visit", "event"] = "event"
+    trigger_id: str = ""
+    trigger_offset: int = -1
+    request_ms: int = 0
+    coalesced: int = 0
+
+    def becomes_due(self, event: UserEvent, offset: int, time_ms: int, is_visit: bool) -> None:
+        """Take note of an event that asks for a list; the trigger is a visit, else the newest."""
+        self.is_due = True
+        self.coalesced += 1
+        self.request_ms = max(self.request_ms, time_ms)
+        if is_visit or self.reason != "visit":
+            self.reason = "visit" if is_visit else "event"
+            self.trigger_id, self.trigger_offset = event.event_id, offset
+
+
+@dataclass(slots=True)
+class PartitionDeltas:
+    """What the folded events of one partition add to the statistics, one entry an event."""
+
+    offsets: list[int] = field(default_factory=list)
+    items: list[str] = field(default_factory=list)
+    previous: list[list[int]] = field(default_factory=list)
+    times_ms: list[int] = field(default_factory=list)
+    weights: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Misrouted:
+    """A record whose key is not its user, or that lies on another partition than its key's."""
+
+    key: bytes
+    value: bytes
+
+
+@dataclass(slots=True)
+class FoldedBatch:
+    """Everything a batch changes."""
+
+    users: dict[bytes, TouchedUser] = field(default_factory=dict)
+    deltas: dict[int, PartitionDeltas] = field(default_factory=dict)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    misrouted: list[Misrouted] = field(default_factory=list)
+    last_offsets: dict[int, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Accepted:
+    """A valid event, with what folding it needs."""
+
+    event: UserEvent
+    role: EventRole
+    offset: int
+    time_ms: int
+    key: bytes
+    record: Record
+
+
+class Folder:
+    """Folds batches of one `user-events` topic.
+
+    `fingerprint` names the topic (stream.history.source_fingerprint): a stored row of another one
+    raises RowError. `hash_of_item` is export.items.item_hash or a cache of it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        topic: str,
+        partitions: int,
+        fingerprint: int,
+        hash_of_item: Callable[[str], int],
+    ) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._partitions = partitions
+        self._fingerprint = fingerprint
+        self._hash_of_item = hash_of_item
+        self._limits = RowLimits(settings.max_history, settings.max_taken, settings.dedupe_ring)
+
+    def fold(self, slices: Iterable[Slice], read_rows: ReadRows) -> FoldedBatch:
+        """Steps 1 to 3 of a batch: decode and validate, read rows, fold.
+
+        Slices of one partition stand in the order of their offsets.
+        """
+        batch = FoldedBatch()
+        accepted: dict[int, list[_Accepted]] = {}
+        for piece in slices:  # 1. decode and validate
+            events = accepted.setdefault(piece.partition, [])
+            for record in piece.records:
+                event = self._accept(record, piece.partition, batch)
+                if event is not None:
+                    events.append(event)
+            if piece.records:
+                batch.last_offsets[piece.partition] = piece.records[-1].offset
+        for partition, events in accepted.items():
+            rows = self._read(partition, events, read_rows)  # 2. read rows
+            for event in events:  # 3. fold
+                self._apply(event, partition, rows, batch)
+        return batch
+
+    def _accept(self, record: Record, partition: int, batch: FoldedBatch) -> _Accepted | None:
+        """A record's event, or None after putting down why there is none."""
+        event = self._decode(record)
+        if isinstance(event, str):
+            letter = DeadLetter(
+                event, self._topic, partition, record.offset, record.key, record.value
+            )
+            batch.dead_letters.append(letter)
+            return None
+        owner = event.owner()
+        assert owner is not None  # _decode refuses events without one
+        if record.key != owner.encode():
+            batch.misrouted.append(Misrouted(owner.encode(), record.value or b""))
+            return None
+        role = self._settings.role_of(event.type)
+        if role is None or role.role in ("impression", "ignored"):
+            batch.counts["ignored" if role else "unknown_type"] += 1
+            return None
+        key = row_key(event.tenant, event.user_id is not msgspec.UNSET, owner)
+        return _Accepted(
+            event, role, record.offset, min(event.event_time, record.timestamp), key, record
+        )
+
+    def _decode(self, record: Record) -> UserEvent | str:
+        """The record's event, or why it is refused."""
+        if record.value is None:
+            return "no value: a user event is never null"
+        if record.key is None:
+            return "no key: the key of a user event is its user_id, else its anonymous_id"
+        if len(record.value) > self._settings.max_event_bytes:
+            return f"{len(record.value)} bytes: at most {self._settings.max_event_bytes} are taken"
+        try:
+            event = decode_user_event(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return _is_control(record.value) or str(error)
+        if event.owner() is None:
+            return "neither user_id nor anonymous_id"
+        if event.event_time > record.timestamp + self._settings.max_future_ms:
+            return (
+                f"event_time {event.event_time} is more than {self._settings.max_future_ms} ms "
+                "after the record's timestamp"
+            )
+        role = self._settings.role_of(event.type)
+        if role and role.role in ("positive", "negative") and event.item_id is msgspec.UNSET:
+            return f"no item_id: an event of type {event.type} is about an item"
+        return event
+
+    def _read(
+        self, partition: int, events: list[_Accepted], read_rows: ReadRows
+    ) -> dict[bytes, UserRow | None]:
+        keys = list(dict.fromkeys(event.key for event in events))
+        stored = read_rows(partition, keys)
+        fingerprint = self._fingerprint
+        return {
+            key: UserRow.decode(data, fingerprint) if data is not None else None
+            for key, data in zip(keys, stored, strict=True)
+        }
+
+    def _apply(
+        self,
+        accepted: _Accepted,
+        partition: int,
+        rows: dict[bytes, UserRow | None],
+        batch: FoldedBatch,
+    ) -> None:
+        """Fold one event, unless it was applied before; either way its user is touched."""
+        event, key, offset = accepted.event, accepted.key, accepted.offset
+        user = batch.users.get(key)
+        if user is None:
+            user = self._touch(accepted, partition, rows[key], batch)
+            if user is None:
+                return
+        is_visit = accepted.role.role == "visit"
+        if accepted.role.refreshes and _is_home(event):
+            user.becomes_due(event, offset, accepted.time_ms, is_visit)
+        if offset <= user.row.applied_offset:
+            batch.counts["replayed"] += 1
+        elif is_visit:
+            batch.counts["visits"] += 1
+            user.row.applied_offset = offset
+            user.is_changed = True
+        else:
+            self._fold_event(accepted, partition, user, batch)
+
+    def _touch(
+        self, accepted: _Accepted, partition: int, row: UserRow | None, batch: FoldedBatch
+    ) -> TouchedUser | None:
+        """The event's user, on first sight in this batch; None for one of another partition."""
+        if row is None:
+            wanted = (murmur2(accepted.record.key) & 0x7FFFFFFF) % self._partitions
+            if wanted != partition:
+                batch.misrouted.append(
+                    Misrouted(accepted.record.key or b"", accepted.record.value or b"")
+                )
+                return None
+            row = UserRow(self._fingerprint)
+        event = accepted.event
+        is_known = event.user_id is not msgspec.UNSET
+        owner = event.owner() or ""
+        user = TouchedUser(accepted.key, owner, is_known, event.tenant, partition, row)
+        batch.users[accepted.key] = user
+        return user
+
+    def _fold_event(
+        self, accepted: _Accepted, partition: int, user: TouchedUser, batch: FoldedBatch
+    ) -> None:
+        event, row = accepted.event, user.row
+        event_hash = hash64(event.event_id)
+        user.is_changed = True
+        if row.has_event(event_hash):
+            row.applied_offset = accepted.offset
+            batch.counts["duplicates"] += 1
+            return
+        item_id = event.item_id
+        assert item_id is not msgspec.UNSET  # _decode refuses events without one
+        previous = row.fold(
+            HistoryEvent(
+                event_hash,
+                self._hash_of_item(item_id),
+                accepted.time_ms,
+                accepted.offset,
+                hash32(event.type),
+                NOT_A_NUMBER if event.value is msgspec.UNSET else event.value,
+                NOT_A_NUMBER if event.portion is msgspec.UNSET else event.portion,
+                0 if event.session_id is msgspec.UNSET else hash32(event.session_id),
+            ),
+            self._limits,
+        )
+        batch.counts["folded"] += 1
+        deltas = batch.deltas.get(partition)
+        if deltas is None:
+            deltas = batch.deltas[partition] = PartitionDeltas()
+        deltas.offsets.append(accepted.offset)
+        deltas.items.append(item_id)
+        deltas.previous.append(previous)
+        deltas.times_ms.append(accepted.time_ms)
+        is_positive = accepted.role.role == "positive"
+        deltas.weights.append(round(accepted.role.weight * WEIGHT_ONE) if is_positive else 0)
+
+
+def _is_home(event: UserEvent) -> bool:
+    return event.scenario is msgspec.UNSET or event.scenario == DEFAULT_SCENARIO
+
+
+def _is_control(value: bytes) -> str:
+    """Why a well-formed control event is refused; empty where it is none."""
+    try:
+        control = decode_control_event(value)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return f"not supported yet: control event {control.type}"
