@@ -1,0 +1,89 @@
+"""What passes between the consumer and the stream: whole slices of one partition.
+
+Faust hands over one event at a time and pays for each with tasks and futures. A slice costs the
+same once for hundreds of records, which is where the batch layer's throughput comes from.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from aiokafka.structs import ConsumerRecord
+from faust.types import TP
+
+from export.errors import DriftlineError
+
+#: Exit code of a worker whose batch failed, or that crashed and did not end by itself in time.
+#: The number of sysexits' EX_SOFTWARE; a supervisor should start the worker again.
+FAILED_EXIT_CODE = 70
+
+#: `source_watermark(partition)`: the last source offset applied to the state; None = none known.
+SourceWatermark = Callable[[int], int | None]
+
+#: `on_gap(tp, expected_offset, got_offset)`: records from expected to got - 1 cannot be read.
+OnGap = Callable[[TP, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """Consecutive records of one partition, keys and values as raw bytes, in offset order.
+
+    Never empty. `generation_id` is that of the group when they were fetched.
+    """
+
+    tp: TP
+    records: list[ConsumerRecord]
+    generation_id: int
+
+    @property
+    def first_offset(self) -> int:
+        offset: int = self.records[0].offset
+        return offset
+
+    @property
+    def last_offset(self) -> int:
+        offset: int = self.records[-1].offset
+        return offset
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How the batch layer reads.
+
+    `batch_topics`: topics delivered as slices; each has one agent with concurrency 1, is not
+        compacted and holds no transactions, so that every offset is expected.
+    `source_watermark`: where the state stands; without it only committed offsets count.
+    `on_gap`: told of every loss, after it was logged and counted. An exception ends the worker.
+    `max_slice_records`: a fetched slice is cut to this, so that `record_batches(max_records)`
+        overshoots by less.
+    `max_queued_slices`: fetching waits while an agent has so many slices before it.
+    `exit_after_failure_s`: a crashed worker that has not ended by then is ended with
+        FAILED_EXIT_CODE; None leaves that to the caller, for apps inside another process.
+    """
+
+    batch_topics: frozenset[str]
+    source_watermark: SourceWatermark | None = None
+    on_gap: OnGap | None = None
+    max_slice_records: int = 256
+    max_queued_slices: int = 64
+    exit_after_failure_s: float | None = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_slice_records", "max_queued_slices"):
+            if (value := getattr(self, name)) < 1:
+                raise BatchOptionsError(f"{name} must be 1 or more, got {value}")
+
+
+class BatchOptionsError(DriftlineError):
+    """The batch layer cannot run with these options."""
+
+
+def exit_later(after_s: float) -> threading.Timer:
+    """End the process with FAILED_EXIT_CODE after so many seconds, whatever it is doing then."""
+    timer = threading.Timer(after_s, os._exit, (FAILED_EXIT_CODE,))
+    timer.daemon = True
+    timer.start()
+    return timer

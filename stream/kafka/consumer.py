@@ -1,0 +1,406 @@
+"""Reads Kafka for Faust in whole partition slices, and never skips an offset silently.
+
+Topics named in the options arrive at their agent as `RecordBatch`; changelogs of row tables go
+straight into RocksDB, a slice in one write; everything else takes Faust's own way.
+
+Where reading starts is decided by the state, not by the group alone: at the smaller of the
+committed offset and the state's watermark + 1, so that neither a commit that ran ahead of lost
+changelog rows nor one that never happened costs an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator, Mapping
+from time import monotonic
+
+from aiokafka.structs import ConsumerRecord
+from faust.transport.consumer import ensure_TP
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.transports import TPorTopicSet
+from mode.utils.queues import ThrowableQueue
+
+from export.errors import DriftlineError
+from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
+from stream.kafka.table import RowTable
+
+#: One wait for records; also how often a quiet consumer looks whether it should stop.
+FETCH_WAIT_S = 1.0
+
+#: Changelog rows in one RocksDB write: a few milliseconds, so that heartbeats are not kept waiting.
+RESTORE_ROWS = 512
+
+#: The part of the rebalance timeout a batch in work may take; the rest is for commit and join.
+HAND_OVER_SHARE = 0.75
+
+
+class SourceTruncatedError(DriftlineError):
+    """The source ends before what the state has already applied."""
+
+
+class PartitionsApartError(DriftlineError):
+    """A source partition is here and its state is not."""
+
+
+class PartitionsLostError(DriftlineError):
+    """The group has given the partitions of the batch in work to another worker."""
+
+
+class HandOverError(DriftlineError):
+    """A batch was still in work when its partitions had to be given back."""
+
+
+class BatchConsumer(driver.Consumer):  # type: ignore[misc]
+    """Faust's aiokafka consumer, delivering slices.
+
+    Counters, for metrics: `gaps_total`, `records_lost_total`, `records_repeated_total`.
+    """
+
+    def __init__(self, transport: object, *args: object, **kwargs: object) -> None:
+        options: BatchOptions = transport.options  # type: ignore[attr-defined]
+        self.options = options
+        self.gaps_total = 0
+        self.records_lost_total = 0
+        self.records_repeated_total = 0
+        self._next_offset: dict[TP, int] = {}
+        self._acked_through: dict[TP, int] = {}
+        self._gap_suspected_at: dict[TP, int] = {}
+        self._seek_count = 0
+        self._has_space = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+        self._in_work: list[RecordBatch] = []
+        self._exit_timer: threading.Timer | None = None
+        super().__init__(transport, *args, **kwargs)
+
+    # -- what the stream calls --------------------------------------------------------------
+
+    def slice_taken(self) -> None:
+        """The stream took a slice from its queue: there is room for another."""
+        self._has_space.set()
+
+    def work_started(self, batches: list[RecordBatch]) -> None:
+        """The agent has these batches; partitions are not given back until `work_ended`."""
+        self._in_work = batches
+        self._is_idle.clear()
+
+    def work_ended(self) -> None:
+        self._in_work = []
+        self._is_idle.set()
+
+    def ack_offsets(self, tp: TP, first: int, last: int) -> None:
+        """Everything from `first` to `last` is done and may be committed; in offset order only."""
+        if last + 1 > self._acked_through.get(tp, 0):
+            self._acked_through[tp] = last + 1
+            self._n_acked: int = self._n_acked + last - first + 1
+
+    def check_ownership(self) -> None:
+        """Raise PartitionsLostError if the batch in work belongs to another worker by now."""
+        generation = self._thread._ensure_consumer()._coordinator.generation
+        for batch in self._in_work:
+            if batch.generation_id != generation:
+                raise PartitionsLostError(
+                    f"{batch.tp} was fetched in generation {batch.generation_id}, the group is in "
+                    f"{generation}: the batch is dropped, its new owner reads it again. If this "
+                    "comes often, make batches smaller or the session timeout longer"
+                )
+
+    # -- what health and metrics read -------------------------------------------------------
+
+    def source_partitions(self) -> set[TP]:
+        """The assigned partitions of the batch topics."""
+        return {tp for tp in self.assignment() if tp.topic in self.options.batch_topics}
+
+    def position_of(self, tp: TP) -> int | None:
+        """The next offset to be done; None while reading has not started."""
+        return self._acked_through.get(tp)
+
+    # -- reading ----------------------------------------------------------------------------
+
+    async def _drain_messages(self, fetcher: driver.Service) -> None:
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                await self._drain_once()
+        except (*self.consumer_stopped_errors, asyncio.CancelledError):
+            if not self.transport.app.should_stop:
+                raise
+            self.log.info("Consumer stopped while the worker is shutting down")
+
+    async def _drain_once(self) -> None:
+        seek_count = self._seek_count
+        fetched, active = await self._wait_next_records(FETCH_WAIT_S)
+        await asyncio.sleep(0)
+        if self.should_stop or not self.flow_active:
+            return  # what was fetched is read again: every rebalance ends with a seek
+        if self.app.in_recovery and not fetched:
+            await self._pass_unreadable_changelog_end()
+        generation: int = self.app.consumer_generation_id
+        for partition, records in (fetched or {}).items():
+            tp = ensure_TP(partition)
+            if not records or not self._is_wanted(tp, active):
+                continue
+            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+            if tp.topic in self.options.batch_topics:
+                await self._deliver_source(tp, records, generation)
+            elif isinstance(table := self.app.tables._changelogs.get(tp.topic), RowTable):
+                await self._restore(table, tp, records, seek_count)
+            else:
+                await self._until_suspended(self._deliver_messages(tp, records))
+        if self._commit_every is not None and self._n_acked >= self._commit_every:
+            self._n_acked = 0
+            await self.commit()
+
+    def _is_wanted(self, tp: TP, active: set[TP] | None) -> bool:
+        return active is None or tp in active or tp in self._buffered_partitions
+
+    async def _until_suspended(self, delivery: Coroutine[None, None, None]) -> None:
+        await self.wait_first(delivery, self.suspend_flow.wait())
+
+    # -- source slices ----------------------------------------------------------------------
+
+    async def _deliver_source(self, tp: TP, records: list[ConsumerRecord], generation: int) -> None:
+        expected = self._next_offset.get(tp)
+        if expected is None:
+            return  # the seek that decides where to start is still to come
+        if records[0].offset < expected:
+            known = len(records)
+            records = [record for record in records if record.offset >= expected]
+            self.records_repeated_total += known - len(records)
+        if not records or not await self._is_contiguous(tp, expected, records):
+            return
+        await self._until_suspended(self._queue_slices(tp, records, generation))
+
+    async def _is_contiguous(self, tp: TP, expected: int, records: list[ConsumerRecord]) -> bool:
+        """Report the offsets that are missing; False if the slice must be fetched again first.
+
+        A slice fetched before a seek may arrive after it and look like a gap at its beginning, so
+        that is believed only when reading from the expected offset shows it once more.
+        """
+        first = records[0].offset
+        if first > expected and self._gap_suspected_at.get(tp) != expected:
+            self._gap_suspected_at[tp] = expected
+            await self._thread.seek_wait({tp: expected})
+            return False
+        self._gap_suspected_at.pop(tp, None)
+        if records[-1].offset - expected + 1 != len(records):
+            for record in records:
+                if record.offset > expected:
+                    self._report_gap(tp, expected, record.offset)
+                expected = record.offset + 1
+        return True
+
+    def _report_gap(self, tp: TP, expected: int, got: int) -> None:
+        self.gaps_total += 1
+        self.records_lost_total += got - expected
+        self.log.error(
+            "Records are missing in the source: lost by retention, or the topic is compacted or "
+            "transactional, which it must not be",
+            extra={"topic": tp.topic, "partition": tp.partition, "expected": expected, "got": got},
+        )
+        if self.options.on_gap is not None:
+            self.options.on_gap(tp, expected, got)
+
+    async def _queue_slices(self, tp: TP, records: list[ConsumerRecord], generation: int) -> None:
+        await self.app.flow_control.acquire()
+        queue = self._queue_of(tp)
+        size = self.options.max_slice_records
+        for start in range(0, len(records), size):
+            batch = RecordBatch(tp, records[start : start + size], generation)
+            while queue.qsize() >= self.options.max_queued_slices:
+                self._has_space.clear()
+                await self._has_space.wait()
+            queue.force_put_nowait(batch)
+            self._next_offset[tp] = batch.last_offset + 1
+
+    def _queue_of(self, tp: TP) -> ThrowableQueue:
+        channels = self.app.topics._tp_index[tp]
+        if len(channels) != 1:
+            raise BatchOptionsError(
+                f"{tp.topic!r} is a batch topic and needs exactly one agent, got {len(channels)}"
+            )
+        (channel,) = channels
+        return channel.queue
+
+    # -- changelogs and Faust's own topics --------------------------------------------------
+
+    async def _restore(
+        self, table: RowTable, tp: TP, records: list[ConsumerRecord], seek_count: int
+    ) -> None:
+        """Apply changelog rows; end the recovery when that was the last of them."""
+        recovery = self.app.tables.recovery
+        is_active = tp in recovery.active_tps
+        if not is_active and tp not in recovery.standby_tps:
+            return
+        offsets = recovery.active_offsets if is_active else recovery.standby_offsets
+        applied = offsets.get(tp)
+        if seek_count != self._seek_count:
+            # fetched around a seek: rows between what is applied and these may be missing
+            await self._thread.seek_wait({tp: max(applied or 0, 0)})
+            return
+        if applied is not None and records[0].offset <= applied:
+            records = [record for record in records if record.offset > applied]
+        for start in range(0, len(records), RESTORE_ROWS):
+            rows = records[start : start + RESTORE_ROWS]
+            table.restore(tp.partition, rows)
+            offsets[tp] = rows[-1].offset
+            await asyncio.sleep(0)
+            if not self.flow_active:
+                return
+        if is_active:
+            recovery._active_events_received_at[tp] = monotonic()
+        self._signal_restored()
+
+    async def _pass_unreadable_changelog_end(self) -> None:
+        """Count offsets at a changelog's end that hold nothing to read, left so by compaction.
+
+        Recovery would wait for them for ever.
+        """
+        recovery = self.app.tables.recovery
+        for tp in recovery.active_tps:
+            missing = recovery.active_remaining().get(tp, 0)
+            if missing > 0 and isinstance(self.app.tables._changelogs.get(tp.topic), RowTable):
+                read_to = await self.position(tp)
+                if read_to is not None and read_to > recovery.active_highwaters[tp]:
+                    recovery.active_offsets[tp] = recovery.active_highwaters[tp]
+                    self._signal_restored()
+
+    def _signal_restored(self) -> None:
+        tables = self.app.tables
+        recovery = tables.recovery
+        if recovery.in_recovery and not recovery.need_recovery():
+            recovery.signal_recovery_end.set()
+        elif not tables.standbys_ready and not recovery.standby_remaining_total():
+            tables.on_standbys_ready()
+
+    async def _deliver_messages(self, tp: TP, records: list[ConsumerRecord]) -> None:
+        """Faust's way: one message at a time, each with its own ack."""
+        acks_enabled = self.app.topics.acks_enabled_for(tp.topic)
+        for record in records:
+            read = self._read_offset[tp]
+            if read is None or record.offset >= read:
+                if read and record.offset - read > 1 and acks_enabled:
+                    await self._add_gap(tp, read + 1, record.offset)
+                await self.callback(self._to_message(tp, record))
+                self._read_offset[tp] = record.offset
+
+    # -- where reading starts ---------------------------------------------------------------
+
+    async def perform_seek(self) -> None:
+        """Put every source partition where its state and its committed offset say.
+
+        Faust calls this when recovery is complete, so that the watermarks are known.
+        """
+        self._seek_count += 1
+        await super().perform_seek()
+        partitions = self.source_partitions()
+        self._require_state_beside(partitions)
+        ends = await self.highwaters(*partitions) if partitions else {}
+        for tp in partitions:
+            start = await self._start_offset(tp)
+            if start > ends[tp]:
+                raise SourceTruncatedError(
+                    f"{tp} should be read from offset {start}, but ends at {ends[tp]}: the topic "
+                    "was truncated or made anew. Restore it, or drop the state (table directory "
+                    "and changelog topic) and the group's offsets"
+                )
+            await self._thread.seek_wait({tp: start})
+            self._next_offset[tp] = self._acked_through[tp] = start
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        self._seek_count += 1
+        await super().seek_wait(partitions)
+
+    async def _start_offset(self, tp: TP) -> int:
+        committed: int | None = self._committed_offset[tp]
+        if self.options.source_watermark is None:
+            return await self._first_readable(tp) if committed is None else committed
+        watermark = self.options.source_watermark(tp.partition)
+        if watermark is None:
+            if committed is not None:
+                self.log.error(
+                    "The group has committed offsets but there is no state (was its changelog lost?): "
+                    "it is built again from the beginning of the source",
+                    extra={"topic": tp.topic, "partition": tp.partition, "committed": committed},
+                )
+            return await self._first_readable(tp)
+        return watermark + 1 if committed is None else min(committed, watermark + 1)
+
+    async def _first_readable(self, tp: TP) -> int:
+        earliest: int = (await self.earliest_offsets(tp))[tp]
+        return earliest
+
+    def _require_state_beside(self, partitions: set[TP]) -> None:
+        actives = self.app.assignor.assigned_actives()
+        for table in self.app.tables.values():
+            if not isinstance(table, RowTable):
+                continue
+            for tp in partitions:
+                if TP(table.changelog_topic_name, tp.partition) not in actives:
+                    raise PartitionsApartError(
+                        f"{tp} is assigned here and partition {tp.partition} of "
+                        f"{table.changelog_topic_name!r} is not: both topics need the same number "
+                        "of partitions; create them with the `driftline topics` command"
+                    )
+
+    # -- commits and giving back ------------------------------------------------------------
+
+    def _filter_tps_with_pending_acks(self, topics: TPorTopicSet | None = None) -> Iterator[TP]:
+        yield from super()._filter_tps_with_pending_acks(topics)
+        for tp in self._acked_through:
+            if topics is None or tp in topics or tp.topic in topics:
+                yield tp
+
+    def _new_offset(self, tp: TP) -> int | None:
+        if tp.topic in self.options.batch_topics:
+            return self._acked_through.get(tp)
+        offset: int | None = super()._new_offset(tp)
+        return offset
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        await super().on_partitions_revoked(revoked)  # waits for the batch in work, and commits
+        for tp in revoked:
+            self._next_offset.pop(tp, None)
+            self._acked_through.pop(tp, None)
+            self._gap_suspected_at.pop(tp, None)
+
+    async def wait_empty(self) -> None:
+        """Wait for the batch in work, so that its acks are in the commit that follows."""
+        patience_s = HAND_OVER_SHARE * self.app.conf.broker_rebalance_timeout
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._is_idle.wait()
+        except TimeoutError:
+            raise HandOverError(
+                f"a batch must be done within {patience_s:.0f} s when partitions are given back, "
+                "and was not: make batches smaller or broker_rebalance_timeout longer"
+            ) from None
+        await super().wait_empty()
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        if tp.topic not in self.options.batch_topics:  # those have the progress watchdog
+            super().verify_event_path(now, tp)
+
+    # -- failing ----------------------------------------------------------------------------
+
+    async def on_task_error(self, exc: BaseException) -> None:
+        """An agent raised: its batch stays unacked, the worker ends and is to be started again."""
+        self.log.critical(
+            "An agent failed; its batch is not acked. The worker ends, and reads it again after "
+            "a restart: %r",
+            exc,
+            extra={"batches": [(*batch.tp, batch.first_offset) for batch in self._in_work]},
+        )
+        self.work_ended()
+        self._exit_in_time()
+        await super().on_task_error(exc)
+
+    def _crash(self, reason: BaseException) -> None:
+        self._exit_in_time()
+        super()._crash(reason)
+
+    def _exit_in_time(self) -> None:
+        """A shutdown after a crash may hang: bound it, so that the supervisor can start anew."""
+        if self._exit_timer is None and self.options.exit_after_failure_s is not None:
+            self._exit_timer = exit_later(self.options.exit_after_failure_s)

@@ -1,0 +1,248 @@
+"""Rows of bytes by partition: RocksDB on disk, a compacted changelog behind it.
+
+Faust's own table takes one row at a time, finds the partition through the event being processed,
+and writes a row and its changelog offset apart. Here rows and offset are one write batch: what is
+on disk is always the fold of the changelog up to exactly that offset, whenever the process dies.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import faust
+import rocksdict
+from aiokafka.structs import ConsumerRecord
+from faust.stores import rocksdb
+from faust.tables.table import Table
+from faust.types import TP, EventT
+from faust.types.tables import CollectionT
+
+from export.errors import DriftlineError
+
+#: A row: key and value; None deletes.
+Row = tuple[bytes, bytes | None]
+
+#: Key of the row that holds the last applied source offset. It goes through the changelog like
+#: every other row, so that recovery restores it together with the state it speaks of.
+SOURCE_KEY = b"\x00source"
+
+#: Where Faust keeps the changelog offset that the database has; never in the changelog.
+OFFSET_KEY: bytes = rocksdb.Store.offset_key
+
+_SOURCE_OFFSET = struct.Struct("<q")
+
+#: One cache for all partitions of a table. Faust's default is 2 GiB for each partition.
+BLOCK_CACHE_BYTES = 64 * 1024**2
+
+#: Memory for rows not yet in a file, two of these for each partition at most.
+WRITE_BUFFER_BYTES = 16 * 1024**2
+
+#: Faust's default is nearly all the process may open, for each partition.
+MAX_OPEN_FILES = 256
+
+#: Bits of bloom filter per row: about 1 % of the reads of new users touch the disk in vain.
+BLOOM_BITS = 10.0
+
+
+class ReservedKeyError(DriftlineError):
+    """A row has a key that the table itself uses."""
+
+
+class DamagedTableError(DriftlineError):
+    """A database on disk cannot be read; it is set aside at the next start."""
+
+
+class RowTable(Table):  # type: ignore[misc]
+    """Rows by partition, with the source offset they stand at.
+
+    Made by `app.Table(name, partitions=N)` on an app with `Table=RowTable`; N must be the source
+    topic's. Use only the methods here: the dict interface of Faust's table refuses.
+    """
+
+    def __init__(
+        self,
+        app: faust.App,
+        *,
+        block_cache_bytes: int = BLOCK_CACHE_BYTES,
+        write_buffer_bytes: int = WRITE_BUFFER_BYTES,
+        **kwargs: object,
+    ) -> None:
+        kwargs |= {"key_type": bytes, "value_type": bytes}
+        super().__init__(app, **kwargs)
+        self.block_cache_bytes = block_cache_bytes
+        self.write_buffer_bytes = write_buffer_bytes
+
+    def get_many(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The rows of these keys, in their order; None where there is none. Blocks on disk.
+
+        Raises DamagedTableError when the database cannot be read.
+        """
+        store: RowStore = self.data
+        return store.get_many(partition, keys)
+
+    def write(self, partition: int, rows: Iterable[Row], changelog_offset: int) -> None:
+        """Write rows that are in the changelog up to `changelog_offset`, in one RocksDB batch.
+
+        Call it after the broker has acknowledged all of them, with the offset of the last. A row
+        with value None is deleted. Blocks on disk.
+        """
+        store: RowStore = self.data
+        store.write(partition, rows, changelog_offset)
+
+    def source_watermark(self, partition: int) -> int | None:
+        """The last source offset the rows of this partition contain; None = no row yet."""
+        (packed,) = self.get_many(partition, [SOURCE_KEY])
+        return None if packed is None else _unpack_offset(packed)
+
+    def iter_rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        """All rows of a partition in key order, without the table's own. Slow: for tools."""
+        store: RowStore = self.data
+        for key, value in store.db(partition).items():
+            if key not in (SOURCE_KEY, OFFSET_KEY):
+                yield key, value
+
+    def restore(self, partition: int, records: Sequence[ConsumerRecord]) -> None:
+        """Apply changelog records, in offset order, in one RocksDB batch."""
+        rows = ((record.key, record.value) for record in records)
+        self.write(partition, rows, records[-1].offset)
+
+    def _new_store(self) -> RowStore:
+        return RowStore(
+            "rocksdb://",
+            self.app,
+            self,
+            table_name=self.name,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            loop=self.loop,
+        )
+
+    def __getitem__(self, key: object) -> object:
+        raise NotImplementedError("a RowTable has no dict interface: use get_many and write")
+
+    __setitem__ = __delitem__ = __getitem__
+
+
+def source_row(offset: int) -> Row:
+    """The row that says: the state contains the source up to and including `offset`."""
+    return SOURCE_KEY, _SOURCE_OFFSET.pack(offset)
+
+
+def _unpack_offset(packed: bytes) -> int:
+    offset: int = _SOURCE_OFFSET.unpack(packed)[0]
+    return offset
+
+
+class RowStore(rocksdb.Store):  # type: ignore[misc]
+    """Faust's RocksDB store, written in whole batches, with bounded memory.
+
+    A database that cannot be opened because it is damaged is renamed to `*.damaged` and built
+    again from the changelog; the newest damaged one is kept for a look.
+    """
+
+    table: RowTable
+
+    def get_many(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
+        try:
+            values: list[bytes | None] = self.db(partition).get(list(keys))
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            self._damage_mark(partition).touch()
+            raise DamagedTableError(
+                f"partition {partition} of table {self.table_name!r} cannot be read: {error}. "
+                "Start the worker again: the partition is built anew from the changelog"
+            ) from error
+        return values
+
+    def write(self, partition: int, rows: Iterable[Row], changelog_offset: int) -> None:
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, value in rows:
+            if key == OFFSET_KEY:
+                raise ReservedKeyError(f"a row may not have the key {key!r}: choose another")
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        batch.put(OFFSET_KEY, b"%d" % changelog_offset)
+        self.db(partition).write(batch)
+
+    def db(self, partition: int) -> rocksdict.Rdict:
+        return self._db_for_partition(partition)
+
+    # -- what Faust calls -------------------------------------------------------------------
+
+    def apply_changelog_batch(
+        self, batch: Iterable[EventT], to_key: object, to_value: object
+    ) -> None:
+        by_partition: dict[int, list[EventT]] = {}
+        for event in batch:
+            by_partition.setdefault(event.message.partition, []).append(event)
+        for partition, events in by_partition.items():
+            rows = [(event.message.key, event.message.value) for event in events]
+            self.write(partition, rows, events[-1].message.offset)
+
+    def revoke_partitions(self, table: CollectionT, tps: set[TP]) -> None:
+        for tp in tps:
+            if tp.topic == self.table.changelog_topic_name and tp.partition in self._dbs:
+                self._dbs.pop(tp.partition).close()
+
+    async def stop(self) -> None:
+        while self._dbs:
+            self._dbs.popitem()[1].close()
+
+    def _open_for_partition(self, partition: int) -> rocksdict.Rdict:
+        path = self.partition_path(partition)
+        if self._damage_mark(partition).exists():
+            self._set_aside(partition, "it could not be read")
+        try:
+            return rocksdict.Rdict(str(path), options=self._rocksdb_options())
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            self._set_aside(partition, str(error))
+            return rocksdict.Rdict(str(path), options=self._rocksdb_options())
+
+    def _set_aside(self, partition: int, reason: str) -> None:
+        path = self.partition_path(partition)
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        if path.exists():
+            path.rename(aside)
+        self._damage_mark(partition).unlink(missing_ok=True)
+        self.log.error(
+            "A table partition on disk is damaged; it is built again from the changelog",
+            extra={"path": str(path), "kept_as": str(aside), "reason": reason},
+        )
+
+    def _damage_mark(self, partition: int) -> Path:
+        path: Path = self.partition_path(partition)
+        return path.with_name(f"{path.name}.is-damaged")
+
+    def _rocksdb_options(self) -> rocksdict.Options:
+        blocks = rocksdict.BlockBasedOptions()
+        blocks.set_block_cache(self._block_cache())
+        blocks.set_bloom_filter(BLOOM_BITS, False)
+        options = rocksdict.Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_block_based_table_factory(blocks)
+        options.set_max_open_files(MAX_OPEN_FILES)
+        options.set_write_buffer_size(self.table.write_buffer_bytes)
+        options.set_max_write_buffer_number(2)
+        return options
+
+    def _block_cache(self) -> rocksdict.Cache:
+        if not hasattr(self, "_cache"):
+            self._cache = rocksdict.Cache(self.table.block_cache_bytes)
+        return self._cache
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether RocksDB found bad or missing files; not a lock, a full disk or a closed database."""
+    text = str(error)
+    return text.startswith(("Corruption", "Invalid argument")) or "No such file" in text

@@ -1,0 +1,65 @@
+"""Puts the batch layer into a Faust app, through Faust's own settings and setters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faust
+
+from stream.kafka.batches import BatchOptions
+from stream.kafka.producer import MAX_BATCH_BYTES
+from stream.kafka.stream import BatchStream
+from stream.kafka.table import RowTable
+from stream.kafka.transport import BatchTransport
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLimits:
+    """Times and sizes that the batch layer agrees on with the broker.
+
+    `compression`: None, "gzip", "lz4", "snappy" or "zstd".
+    """
+
+    session_timeout_s: float = 10.0
+    heartbeat_s: float = 3.0
+    max_request_bytes: int = 1024**2
+    max_poll_records: int = 4096
+    compression: str | None = None
+
+
+def faust_settings(limits: BrokerLimits | None = None) -> dict[str, object]:
+    """Settings for `faust.App` without which the batch layer's promises do not hold.
+
+    The caller adds its own (id, broker, datadir, standbys, instance id) and may override.
+    """
+    limits = limits or BrokerLimits()
+    return {
+        "Stream": BatchStream,
+        "Table": RowTable,
+        "store": "rocksdb://",  # row tables bring their own store; this is for any other
+        "agent_supervisor": "mode.supervisors.CrashingSupervisor",  # an agent's error ends it all
+        "stream_wait_empty": True,  # a rebalance waits for the batch in work
+        "stream_recovery_delay": 0.0,
+        "topic_disable_leader": True,
+        "web_enabled": False,  # it serves any table to anyone
+        "broker_session_timeout": limits.session_timeout_s,
+        "broker_heartbeat_interval": limits.heartbeat_s,
+        "broker_max_poll_records": limits.max_poll_records,
+        "consumer_auto_offset_reset": "earliest",
+        "producer_acks": -1,
+        "producer_linger": 0.0,
+        "producer_max_batch_size": MAX_BATCH_BYTES,
+        "producer_max_request_size": limits.max_request_bytes,
+        "producer_compression_type": limits.compression,
+    }
+
+
+def install(app: faust.App, options: BatchOptions) -> BatchTransport:
+    """Give the app the batch transport; before anything asks it for a topic, agent or table.
+
+    `options.source_watermark` may call a table that is made later: it is called after recovery.
+    """
+    transport = BatchTransport(app.conf.broker_consumer, app, options)
+    app.transport = transport
+    app.producer_transport = BatchTransport(app.conf.broker_producer, app, options)
+    return transport

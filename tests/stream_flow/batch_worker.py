@@ -1,0 +1,158 @@
+"""A worker on the batch layer, small enough to see through: what the tests run as a process.
+
+Each user's row lists the numbers of the user's events in the order they were folded, with the
+source offset of the last one. A lost event is missing from a row, one applied twice is there twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import faust
+from faust.types import TP
+from mode import Worker
+from stream.kafka.batches import BatchOptions, RecordBatch
+from stream.kafka.fencing import LoopGuard
+from stream.kafka.table import RowTable, source_row
+from stream.kafka.watchdog import ProgressWatchdog
+from stream.kafka.wiring import BrokerLimits, faust_settings, install
+
+PARTITIONS = 4
+
+
+class Plan:
+    """What a test asks of the worker, as JSON on its command line."""
+
+    def __init__(self, text: str) -> None:
+        wishes = json.loads(text)
+        self.bootstrap: str = wishes["bootstrap"]
+        self.prefix: str = wishes["prefix"]
+        self.directory = Path(wishes["directory"])
+        self.events: Path = self.directory / f"{wishes.get('name', 'worker')}.log"
+        self.session_s: float = wishes.get("session_s", 6.0)
+        self.fail_on: str | None = wishes.get("fail_on")
+        self.hold_file: str | None = wishes.get("hold_file")
+        self.standbys: int = wishes.get("standbys", 0)
+        self.settings: dict[str, object] = wishes.get("settings", {})
+        self.exit_after_failure_s: float = wishes.get("exit_after_failure_s", 20.0)
+
+    def tell(self, word: str, **fields: object) -> None:
+        """A line the test waits for."""
+        with self.events.open("a") as out:
+            out.write(json.dumps({"word": word, "at": time.time(), **fields}) + "\n")
+
+
+def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
+    limits = BrokerLimits(session_timeout_s=plan.session_s, heartbeat_s=plan.session_s / 4)
+    app = faust.App(
+        f"{plan.prefix}group",
+        broker=f"kafka://{plan.bootstrap}",
+        datadir=str(plan.directory / "data"),
+        table_standby_replicas=plan.standbys,
+        topic_partitions=PARTITIONS,
+        **{**faust_settings(limits), **plan.settings},
+    )
+    tables: list[RowTable] = []
+    install(
+        app,
+        BatchOptions(
+            batch_topics=frozenset({f"{plan.prefix}events"}),
+            source_watermark=lambda partition: tables[0].source_watermark(partition),
+            on_gap=lambda tp, want, got: plan.tell("gap", p=tp.partition, want=want, got=got),
+            exit_after_failure_s=plan.exit_after_failure_s,
+        ),
+    )
+    table: RowTable = app.Table("rows", partitions=PARTITIONS)
+    tables.append(table)
+    guard = LoopGuard(plan.session_s, also_check=lambda: app.consumer.check_ownership())
+    events = app.topic(f"{plan.prefix}events", key_type=bytes, value_type=bytes)
+
+    async def fold(stream: faust.Stream) -> None:
+        async for batches in stream.record_batches(max_records=500, within_s=0.005):
+            plan.tell("batch", offsets=[[b.tp.partition, b.first_offset] for b in batches])
+            await fold_batches(plan, app, table, guard, batches)
+
+    app.agent(events, name="fold")(fold)
+    return app, table, guard
+
+
+async def fold_batches(
+    plan: Plan, app: faust.App, table: RowTable, guard: LoopGuard, batches: list[RecordBatch]
+) -> None:
+    """Steps 2 to 6 of the design's order; the stream acks when this returns."""
+    by_partition: dict[int, list] = {}
+    for batch in batches:
+        by_partition.setdefault(batch.tp.partition, []).extend(batch.records)
+    pending = []
+    for partition, records in by_partition.items():
+        users = sorted({record.key for record in records})
+        known = dict(zip(users, table.get_many(partition, users), strict=True))
+        rows = {u: json.loads(row) if row else {"last": -1, "n": []} for u, row in known.items()}
+        for record in records:
+            row = rows[record.key]
+            if record.offset > row["last"]:
+                row["last"] = record.offset
+                row["n"].append(int(record.value))
+            if plan.fail_on is not None and record.value == plan.fail_on.encode():
+                raise RuntimeError(f"told to fail on {plan.fail_on}")
+        pending.append((partition, rows, records[-1].offset))
+    while plan.hold_file is not None and Path(plan.hold_file).exists():
+        await asyncio.sleep(0.05)
+    guard.check()
+    for partition, rows, last in pending:
+        changed = [(user, json.dumps(row).encode()) for user, row in rows.items()]
+        changed.append(source_row(last))
+        now_ms = int(time.time() * 1000)
+        deliveries = await app.producer.send_records(
+            table.changelog_topic_name, partition, changed, timestamp_ms=now_ms
+        )
+        done = await asyncio.gather(*deliveries)
+        guard.check()
+        table.write(partition, changed, max(base + count - 1 for base, count in done))
+
+
+async def say_when_ready(plan: Plan, app: faust.App, table: RowTable) -> None:
+    """Tell of every completed assignment."""
+    told: object = None
+    while True:
+        await asyncio.sleep(0.05)
+        consumer = app._consumer
+        if consumer is None or not app.tables.actives_ready or app.rebalancing:
+            continue
+        state = (app.consumer_generation_id, sorted(tp.partition for tp in ready_at(consumer)))
+        if state != told:
+            told = state
+            marks = {p: table.source_watermark(p) for p in state[1]}
+            plan.tell("ready", generation=state[0], partitions=state[1], watermarks=marks)
+
+
+def ready_at(consumer: object) -> list[TP]:
+    return [tp for tp in consumer.source_partitions() if consumer.position_of(tp) is not None]
+
+
+def main() -> None:
+    plan = Plan(sys.argv[1])
+    (plan.directory / "data").mkdir(parents=True, exist_ok=True)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    app, table, guard = make_app(plan)
+    app.finalize()
+    watchdog = ProgressWatchdog(app)
+
+    @app.task
+    async def ready() -> None:
+        await say_when_ready(plan, app, table)
+
+    plan.tell("start", pid=os.getpid())
+    with contextlib.suppress(KeyboardInterrupt):
+        Worker(guard, watchdog, app, loop=loop, loglevel="INFO").execute_from_commandline()
+
+
+if __name__ == "__main__":
+    main()
