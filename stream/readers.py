@@ -1,0 +1,107 @@
+"""Read a whole topic for ever, outside any consumer group: every worker needs all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from mode import Service
+
+#: Takes records of any partitions, those of each in the order of their offsets.
+TakeRecords = Callable[[list[Any]], None]
+
+
+class TopicReader(Service):  # type: ignore[misc]
+    """Hands every record of a topic to `take`, from given positions on.
+
+    `caught_up` is set once everything is read that was there at the start. A broker that goes away
+    is waited for. `take` runs on the event loop and must not block.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        take: TakeRecords,
+        positions: dict[int, int] | None = None,
+        max_records: int = 2000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.topic = topic
+        self.caught_up = asyncio.Event()
+        self.positions: dict[int, int] = dict(positions or {})
+        self._bootstrap = bootstrap
+        self._take = take
+        self._max_records = max_records
+        self._consumer: Any = None
+        self._behind: dict[int, int] = {}  # partition -> end at the start, until it is reached
+
+    @property
+    def label(self) -> str:
+        return f"{type(self).__name__}({self.topic})"
+
+    async def on_start(self) -> None:
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+        )
+        await self._consumer.start()
+        partitions = self._consumer.partitions_for_topic(self.topic) or set()
+        assigned = [TopicPartition(self.topic, number) for number in sorted(partitions)]
+        self._consumer.assign(assigned)
+        begins = await self._consumer.beginning_offsets(assigned)
+        ends = await self._consumer.end_offsets(assigned)
+        for tp in assigned:
+            start = max(self.positions.get(tp.partition, 0), begins[tp])
+            self.positions[tp.partition] = start
+            self._consumer.seek(tp, start)
+            if ends[tp] > start:
+                self._behind[tp.partition] = ends[tp]
+        if not self._behind:
+            self.caught_up.set()
+
+    async def on_stop(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+    @Service.task  # type: ignore[untyped-decorator]
+    async def _read(self) -> None:
+        while not self.should_stop:
+            try:
+                fetched = await self._consumer.getmany(
+                    timeout_ms=500, max_records=self._max_records
+                )
+            except KafkaError as error:
+                self.log.warning("cannot read: waiting", extra={"error": str(error)})
+                await self.sleep(1.0)
+                continue
+            for tp, records in fetched.items():
+                self._take(records)
+                self.positions[tp.partition] = records[-1].offset + 1
+            if fetched and self._behind:
+                self._note_progress()
+            await asyncio.sleep(0)
+
+    def _note_progress(self) -> None:
+        self._behind = {
+            partition: end
+            for partition, end in self._behind.items()
+            if self.positions[partition] < end
+        }
+        if not self._behind:
+            self.caught_up.set()
+
+
+async def wait_caught_up(readers: list[TopicReader], timeout_s: float) -> None:
+    """Until every reader has read what was there at its start; raises TimeoutError after that."""
+    deadline = time.monotonic() + timeout_s
+    for reader in readers:
+        await asyncio.wait_for(reader.caught_up.wait(), max(deadline - time.monotonic(), 0.01))

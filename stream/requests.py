@@ -1,0 +1,138 @@
+"""Lay out what is known of the users of a batch as the columns that a ranker reads.
+
+Everything is copied here, on the event loop: statistics may move on while a thread ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.features import MAX_HISTORY, OTHER_TYPE, age_buckets, gate_features
+from export.items import NO_ROW, ItemIndex, Rows
+from export.statistics import CHAIN_DEPTH, ItemStatistics
+from stream.history import UserRow
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTensors:
+    """Statistics at one position, as tensors over the V rows of the item index."""
+
+    popularity: NDArray[np.float32]  # [2, V]
+    known: NDArray[np.float32]  # [V] 1 where an item may be listed
+    positions: dict[int, int]  # source partition -> last offset applied
+    newest_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankRequests:
+    """B users to rank for; T <= MAX_HISTORY, K chain entries and S taken items are padded."""
+
+    history_rows: Rows  # [B, T]
+    history_types: NDArray[np.int64]  # [B, T]
+    history_age_buckets: NDArray[np.int64]  # [B, T] 0 where padded
+    history_length: NDArray[np.int64]  # [B]
+    gate_features: NDArray[np.float32]  # [B, GATE_FEATURES]
+    chain_rows: Rows  # [B, K]
+    chain_weights: NDArray[np.float32]  # [2, B, K] 0 where padded
+    seen_rows: Rows  # [B, S] V where padded
+
+    def __len__(self) -> int:
+        return len(self.history_length)
+
+
+def build_requests(
+    users: Sequence[tuple[UserRow, int]],
+    index: ItemIndex,
+    statistics: ItemStatistics,
+    event_types: Mapping[int, int],
+    size: int,
+    filters_seen: bool,
+) -> RankRequests:
+    """Columns for users given as (row, request time in ms).
+
+    `event_types` maps a type's 32-bit hash to its row in the release, `size` is V. Items of a
+    history that are in no index are left out: nothing is known of them.
+    """
+    events = [row.history()[-MAX_HISTORY:] for row, _ in users]
+    lengths = np.array([len(history) for history in events], dtype=np.int64)
+    all_events = np.concatenate(events)
+    at_user = np.repeat(np.arange(len(users)), lengths)
+    requests_ms = np.array([request_ms for _, request_ms in users], dtype=np.int64)
+    item_rows = index.rows_of_hashes(all_events["item"])
+    types = np.fromiter(
+        (event_types.get(kind, OTHER_TYPE) for kind in all_events["type"].tolist()),
+        dtype=np.int64,
+        count=len(all_events),
+    )
+    buckets = age_buckets(requests_ms[at_user] - all_events["time_ms"])
+    usable = (item_rows != NO_ROW) & (item_rows < size)
+    kept = np.bincount(at_user[usable], minlength=len(users)).astype(np.int64)
+    column = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
+    where = (at_user[usable], column)
+    width = max(int(kept.max(initial=0)), 1)
+    history_rows, history_types, history_buckets = (
+        _scatter(values[usable], where, (len(users), width))
+        for values in (item_rows, types, buckets)
+    )
+    chain_rows, chain_weights = _chains(history_rows, kept, statistics)
+    return RankRequests(
+        history_rows,
+        history_types,
+        history_buckets,
+        kept,
+        gate_features(
+            np.array(
+                [request_ms - row.newest_ms if len(row) else 0 for row, request_ms in users],
+                dtype=np.int64,
+            ),
+            np.array([row.events_total for row, _ in users], dtype=np.int64),
+            chain_weights[0].max(axis=1, initial=0.0),
+        ),
+        chain_rows,
+        chain_weights,
+        _seen([row for row, _ in users], index, size, filters_seen),
+    )
+
+
+def _scatter(
+    values: NDArray[np.int64],
+    where: tuple[NDArray[np.int64], NDArray[np.int64]],
+    shape: tuple[int, int],
+) -> NDArray[np.int64]:
+    """[N] values at their (user, column) places of a zero [B, T]."""
+    out = np.zeros(shape, dtype=np.int64)
+    out[where] = values
+    return out
+
+
+def _chains(
+    history_rows: Rows, lengths: NDArray[np.int64], statistics: ItemStatistics
+) -> tuple[Rows, NDArray[np.float32]]:
+    """([B, K] rows, [2, B, K] shares): the chain of every user, padded to the longest."""
+    chains = []
+    for rows, length in zip(history_rows, lengths.tolist(), strict=True):
+        newest_first = rows[max(length - CHAIN_DEPTH, 0) : length][::-1].tolist()
+        chains.append(statistics.chain(newest_first))
+    width = max(1, *(len(rows) for rows, _ in chains))
+    all_rows = np.zeros((len(chains), width), dtype=np.int64)
+    weights = np.zeros((2, len(chains), width), dtype=np.float32)
+    for user, (rows, shares) in enumerate(chains):
+        all_rows[user, : len(rows)] = rows
+        weights[:, user, : len(rows)] = shares
+    return all_rows, weights
+
+
+def _seen(rows: Sequence[UserRow], index: ItemIndex, size: int, filters_seen: bool) -> Rows:
+    """[B, S] rows that may not be listed, padded with `size`."""
+    if not filters_seen:
+        return np.full((len(rows), 1), size, dtype=np.int64)
+    taken = [row.taken_items() for row in rows]
+    seen = np.full((len(rows), max(1, *map(len, taken))), size, dtype=np.int64)
+    for user, hashes in enumerate(taken):
+        seen[user, : len(hashes)] = index.rows_of_hashes(hashes)
+    seen[(seen == NO_ROW) | (seen > size)] = size
+    return seen

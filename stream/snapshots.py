@@ -1,0 +1,144 @@
+"""Save the live statistics in a file, so that a new worker need not read them from the beginning.
+
+A snapshot is a compressed numpy archive beside the releases, with `latest.json` pointing at the
+newest by name and checksum. Both are written under another name, synced and renamed: a crash
+leaves the former ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from export.errors import DriftlineError
+from export.items import ItemIndex
+from export.statistics import ItemStatistics, StatisticsSettings
+from stream.statistics import LiveStatistics
+
+SNAPSHOT_VERSION = 1
+#: Snapshots kept beside the newest one: a worker may be reading the one before.
+_KEPT = 2
+
+
+class SnapshotError(DriftlineError):
+    """A snapshot cannot be used; a worker reads the topic from its beginning instead."""
+
+
+def save_snapshot(folder: Path, live: LiveStatistics, source: str) -> Path:
+    """Write the statistics and how far they are read; `source` names topics and settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **_arrays(live, source))  # type: ignore[arg-type]
+    data = buffer.getvalue()
+    name = f"statistics-{live.statistics.events:012d}.npz"
+    _write(folder / name, data)
+    pointer = {
+        "version": SNAPSHOT_VERSION,
+        "file": name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "events": live.statistics.events,
+        "newest_ms": live.statistics.newest_ms,
+        "positions": live.positions,
+    }
+    _write(folder / "latest.json", json.dumps(pointer, indent=1).encode())
+    for old in sorted(folder.glob("statistics-*.npz"))[: -_KEPT - 1]:
+        old.unlink(missing_ok=True)
+    return folder / name
+
+
+def load_snapshot(
+    folder: Path, index: ItemIndex, settings: StatisticsSettings, source: str
+) -> LiveStatistics | None:
+    """The newest snapshot's statistics, or None where there is none.
+
+    Raises SnapshotError if it is damaged or of other topics or settings.
+    """
+    try:
+        pointer = json.loads((folder / "latest.json").read_bytes())
+        data = (folder / pointer["file"]).read_bytes()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SnapshotError(f"{folder}/latest.json cannot be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() != pointer.get("sha256"):
+        raise SnapshotError(f"{folder}/{pointer['file']} is damaged: its checksum differs")
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        about = json.loads(str(arrays["about"]))
+        wanted = [SNAPSHOT_VERSION, source, msgspec.to_builtins(settings)]
+        found = [about["version"], about["source"], about["settings"]]
+        if found != json.loads(json.dumps(wanted)):
+            raise SnapshotError(
+                f"{folder}/{pointer['file']}: wanted version, topics and settings {wanted}, "
+                f"got {found}"
+            )
+        statistics = ItemStatistics(index, settings)
+        _restore(statistics, arrays, about)
+    positions = {int(partition): offset for partition, offset in about["positions"].items()}
+    return LiveStatistics(statistics, positions)
+
+
+def _arrays(live: LiveStatistics, source: str) -> dict[str, NDArray[np.generic]]:
+    statistics = live.statistics
+    keys, lasting, decaying = statistics.transitions.columns()
+    about = {
+        "version": SNAPSHOT_VERSION,
+        "source": source,
+        "settings": msgspec.to_builtins(statistics.settings),
+        "positions": live.positions,
+        "watermarks": statistics.watermarks,
+        "newest_ms": statistics.newest_ms,
+        "events": statistics.events,
+        "chain_epoch": statistics.transitions.newest_epoch,
+        "epochs": [sorted(counts.sums) for counts in statistics.popularity_counts],
+    }
+    size = len(statistics.index)
+    arrays: dict[str, NDArray[np.generic]] = {
+        "about": np.array(json.dumps(about)),
+        "items": np.array(json.dumps(statistics.index.ids)),
+        "pairs": keys,
+        "lasting": lasting,
+        "decaying": decaying,
+    }
+    for number, counts in enumerate(statistics.popularity_counts):
+        for epoch, sums in counts.sums.items():
+            arrays[f"popularity-{number}-{epoch}"] = sums[:size]
+    return arrays
+
+
+def _restore(statistics: ItemStatistics, arrays: object, about: dict[str, object]) -> None:
+    """Fill empty statistics; the snapshot's rows are mapped to those of the index."""
+    columns = cast(dict[str, NDArray[np.int64]], arrays)
+    rows = statistics.index.rows(json.loads(str(columns["items"])))
+    size = len(statistics.index)
+    for number, counts in enumerate(statistics.popularity_counts):
+        for epoch in cast(list[list[int]], about["epochs"])[number]:
+            sums = np.zeros(size, dtype=np.int64)
+            saved = columns[f"popularity-{number}-{epoch}"]
+            sums[rows[: len(saved)]] = saved
+            counts.sums[epoch] = sums
+    pairs = columns["pairs"]
+    keys = (rows[pairs >> 32] << 32) | rows[pairs & 0xFFFFFFFF]
+    statistics.transitions.restore(
+        keys, columns["lasting"], columns["decaying"], cast(int, about["chain_epoch"])
+    )
+    marks = cast(dict[str, int], about["watermarks"])
+    statistics.watermarks = {int(partition): offset for partition, offset in marks.items()}
+    statistics.newest_ms = cast(int, about["newest_ms"])
+    statistics.events = cast(int, about["events"])
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

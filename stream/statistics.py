@@ -1,0 +1,134 @@
+"""Exchange what events add to the live statistics, so that every worker holds the same counts.
+
+The worker that folds an event publishes its deltas on `item-statistics`, on the partition with the
+number of the source partition; every worker reads all of them. A record holds the deltas of one
+batch as columns. Those of one source partition come in the order of the log, perhaps more than
+once; the watermark in `ItemStatistics` makes each count once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from export.errors import DriftlineError
+from export.items import NO_ROW, ItemIndex
+from export.statistics import CHAIN_DEPTH, Deltas, ItemStatistics
+from stream.state import PartitionDeltas
+
+DELTAS_VERSION = 1
+
+
+class DeltasError(DriftlineError):
+    """A record on item-statistics cannot be read."""
+
+
+class DeltaRecord(Struct, frozen=True, array_like=True):
+    """One batch's deltas of one source partition on the wire, in MessagePack.
+
+    Columns are little-endian arrays. `previous` holds item hashes, 0 where there is none: their
+    ids stood in earlier records of the same partition.
+    """
+
+    version: int
+    partition: int
+    items: list[str]  # the distinct items
+    item_at: bytes  # [N] uint32: place in `items`
+    offsets: bytes  # [N] int64
+    previous: bytes  # [N, CHAIN_DEPTH] uint64, newest first
+    times_ms: bytes  # [N] int64
+    weights: bytes  # [N] uint16, sixteenths
+
+
+_decode = msgspec.msgpack.Decoder(DeltaRecord).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def encode_deltas(partition: int, deltas: PartitionDeltas) -> bytes:
+    """The record of one batch's deltas."""
+    place: dict[str, int] = {}
+    item_at = [place.setdefault(item, len(place)) for item in deltas.items]
+    previous = np.zeros((len(item_at), CHAIN_DEPTH), dtype="<u8")
+    for row, hashes in zip(previous, deltas.previous, strict=True):
+        row[: len(hashes)] = hashes
+    record = DeltaRecord(
+        DELTAS_VERSION,
+        partition,
+        list(place),
+        np.array(item_at, dtype="<u4").tobytes(),
+        np.array(deltas.offsets, dtype="<i8").tobytes(),
+        previous.tobytes(),
+        np.array(deltas.times_ms, dtype="<i8").tobytes(),
+        np.array(deltas.weights, dtype="<u2").tobytes(),
+    )
+    return _encode(record)
+
+
+def decode_deltas(data: bytes, index: ItemIndex) -> Deltas:
+    """The deltas of a record, with rows of `index`; items that were never met get one.
+
+    Raises DeltasError if the bytes are no such record.
+    """
+    try:
+        record = _decode(data)
+        if record.version != DELTAS_VERSION:
+            raise DeltasError(
+                f"wanted deltas of version {DELTAS_VERSION}, got {record.version}: run one version "
+                "of driftline on all workers of a group"
+            )
+        items = index.rows(record.items)[np.frombuffer(record.item_at, dtype="<u4")]
+        hashes = np.frombuffer(record.previous, dtype="<u8")
+        previous = index.rows_of_hashes(hashes)
+        previous[hashes == 0] = NO_ROW
+        deltas = Deltas(
+            record.partition,
+            np.frombuffer(record.offsets, dtype="<i8"),
+            items,
+            previous.reshape(len(items), CHAIN_DEPTH),
+            np.frombuffer(record.times_ms, dtype="<i8"),
+            np.frombuffer(record.weights, dtype="<u2").astype(np.int64),
+        )
+    except (msgspec.MsgspecError, ValueError, IndexError) as error:
+        raise DeltasError(f"wanted a record of deltas, got {len(data)} bytes: {error}") from error
+    return deltas
+
+
+class LiveStatistics:
+    """This worker's copy of the statistics, and how far it has read the topic they come on.
+
+    `positions` holds the next offset to read of each partition of `item-statistics`.
+    """
+
+    def __init__(self, statistics: ItemStatistics, positions: dict[int, int] | None = None) -> None:
+        self.statistics = statistics
+        self.positions = positions or {}
+        self.refused = 0
+
+    def read(self, records: Iterable[tuple[int, int, bytes]]) -> None:
+        """Apply (partition, offset, value) records in order, but those applied before."""
+        batches = []
+        for partition, offset, value in records:
+            if offset < self.positions.get(partition, 0):
+                continue
+            self.positions[partition] = offset + 1
+            try:
+                batches.append(decode_deltas(value, self.statistics.index))
+            except DeltasError:
+                self.refused += 1
+        if batches:
+            self.statistics.apply(*batches)
+
+    def wrote(self, records: Iterable[tuple[int, int, bytes]]) -> None:
+        """Apply records that this worker wrote itself, without waiting to read them back.
+
+        Only where nothing is missing between what was read and the record: otherwise reading
+        gets there by itself.
+        """
+        self.read(
+            (partition, offset, value)
+            for partition, offset, value in records
+            if offset == self.positions.get(partition, 0)
+        )

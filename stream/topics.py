@@ -1,0 +1,177 @@
+"""Say which topics the engine needs, create them, and check that they are as they must be.
+
+Nothing here changes a topic that is there: a partition count decides where every user's events
+lie, and changing it would tear state and events apart.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kafka.admin import ConfigResource, KafkaAdminClient
+from kafka.errors import KafkaError
+
+from export.errors import DriftlineError
+from stream.settings import Settings
+
+#: The users' rows; the name of its changelog follows from it.
+STATE_TABLE = "user-state"
+_FOREVER = "-1"
+
+
+class TopicsError(DriftlineError):
+    """Topics are missing or not as they must be; the message lists every difference."""
+
+
+class BrokerError(DriftlineError):
+    """Kafka cannot be reached, or refused what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as it must be."""
+
+    name: str
+    partitions: int
+    configs: dict[str, str]
+
+
+def state_changelog(settings: Settings) -> str:
+    """The changelog of the users' rows."""
+    return f"{settings.prefix}{settings.group}-{STATE_TABLE}-changelog"
+
+
+def required_topics(settings: Settings) -> list[TopicSpec]:
+    """All topics of an engine with these settings."""
+    keep = {"retention.ms": str(settings.retention_ms)}
+    delete = {"cleanup.policy": "delete", **keep}
+    compact = {"cleanup.policy": "compact"}
+    both = {"cleanup.policy": "compact,delete", **keep}
+    forever = {"cleanup.policy": "delete", "retention.ms": _FOREVER}
+    of_users = settings.partitions
+    return [
+        TopicSpec(settings.topic(name), partitions, configs)
+        for name, partitions, configs in (
+            ("user-events", of_users, delete),
+            ("items", 1, compact),
+            ("recommendations", of_users, both),
+            ("trending", 1, compact),
+            ("interests", of_users, compact),
+            ("decisions", of_users, delete),
+            ("item-statistics", of_users, delete),
+            ("model-releases", 1, compact),
+            ("release-log", 1, forever),
+            ("dead-letters", 1, delete),
+        )
+    ] + [TopicSpec(state_changelog(settings), of_users, compact)]
+
+
+def create_topics(settings: Settings) -> list[str]:
+    """Create the topics that are missing; returns their names.
+
+    Raises TopicsError if one that is there differs, BrokerError if Kafka cannot be used.
+    """
+    with _admin(settings) as admin:
+        present = _describe(admin)
+        missing = [spec for spec in required_topics(settings) if spec.name not in present]
+        if missing:
+            admin.create_topics(
+                {
+                    spec.name: {
+                        "num_partitions": spec.partitions,
+                        "replication_factor": settings.replication_factor,
+                        "configs": spec.configs,
+                    }
+                    for spec in missing
+                },
+                wait_for_metadata=True,
+            )
+    check_topics(settings)
+    return [spec.name for spec in missing]
+
+
+def check_topics(settings: Settings) -> str:
+    """See that all topics are as they must be; returns the topic id of user-events.
+
+    Raises TopicsError listing every difference, BrokerError if Kafka cannot be used.
+    """
+    with _admin(settings) as admin:
+        present = _describe(admin)
+        specs = required_topics(settings)
+        wrong = list(_differences(admin, specs, present))
+    if wrong:
+        raise TopicsError(
+            "\n".join(
+                [
+                    f"The topics at {settings.bootstrap} are not as they must be:",
+                    *wrong,
+                    "Missing ones are made by `driftline topics create`. One that differs stays as "
+                    "it is: set `partitions` to what it has, or give the engine another `prefix`.",
+                ]
+            )
+        )
+    topic_id = present[settings.topic("user-events")].get("topic_id")
+    return str(topic_id or uuid.UUID(int=0))
+
+
+def _differences(
+    admin: Any, specs: list[TopicSpec], present: dict[str, dict[str, Any]]
+) -> Iterator[str]:
+    there = [spec for spec in specs if spec.name in present]
+    yield from (f"  {spec.name}: missing" for spec in specs if spec.name not in present)
+    policies = _policies(admin, [spec.name for spec in there])
+    for spec in there:
+        count = len(present[spec.name]["partitions"])
+        if count != spec.partitions:
+            yield f"  {spec.name}: wanted {spec.partitions} partitions, got {count}"
+        wanted = set(spec.configs["cleanup.policy"].split(","))
+        if policies.get(spec.name, wanted) != wanted:
+            yield (
+                f"  {spec.name}: wanted cleanup.policy {','.join(sorted(wanted))}, "
+                f"got {','.join(sorted(policies[spec.name]))}"
+            )
+
+
+def _policies(admin: Any, names: list[str]) -> dict[str, set[str]]:
+    """Topic -> its clean-up policies; empty where the broker does not tell."""
+    if not names:
+        return {}
+    resources = [ConfigResource("TOPIC", name) for name in names]
+    found = admin.describe_configs(resources, config_filter="all")
+    policies = {}
+    for of_type in found.values():
+        for name, configs in of_type.items():
+            policy = configs.get("cleanup.policy")
+            value = policy.get("value") if isinstance(policy, dict) else policy
+            if value:
+                policies[name] = set(str(value).replace(" ", "").split(","))
+    return policies
+
+
+def _describe(admin: Any) -> dict[str, dict[str, Any]]:
+    return {topic["name"]: topic for topic in admin.describe_topics()}
+
+
+@contextmanager
+def _admin(settings: Settings) -> Iterator[Any]:
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap, client_id="driftline-admin")
+    except (KafkaError, ValueError, OSError) as error:
+        raise BrokerError(_unreachable(settings, error)) from error
+    try:
+        yield admin
+    except KafkaError as error:
+        raise BrokerError(_unreachable(settings, error)) from error
+    finally:
+        admin.close()
+
+
+def _unreachable(settings: Settings, error: Exception) -> str:
+    return (
+        f"Kafka at {settings.bootstrap} cannot be used: {error or type(error).__name__}. "
+        "Start it, or set `bootstrap` (DRIFTLINE_BOOTSTRAP, --bootstrap) to where it is."
+    )
