@@ -13,6 +13,9 @@ from export.catalogue import attributes_of
 from export.items import ItemIndex
 from stream.events import Item, decode_item
 
+#: A record of `items` above this is refused; text of 20,000 characters and a vector fit in.
+MAX_ITEM_BYTES = 262_144
+
 
 @dataclass(frozen=True, slots=True)
 class CatalogueItem:
@@ -24,51 +27,54 @@ class CatalogueItem:
     is_listable: bool
 
 
-def refusal(key: bytes | None, value: bytes | None, max_bytes: int = 262_144) -> str | None:
-    """Why a record of `items` is refused; None for a good one. A null value deletes."""
-    if key is None:
-        return "no key: the key of an item is its item_id"
-    if value is None:
-        return None
-    if len(value) > max_bytes:
-        return f"{len(value)} bytes: at most {max_bytes} are taken"
-    try:
-        item = decode_item(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return str(error)
-    if item.item_id.encode() != key:
-        return "the key is not the item_id"
-    return None
-
-
 class Catalogue:
     """All items by id, newest version of each, with a row of `index` for every one.
 
-    `changed` holds the rows whose attributes changed since somebody emptied it.
+    `changes` counts changes of attributes, `listable_changes` those of what may be listed, so that
+    others can tell what they have not seen yet.
     """
 
     def __init__(self, index: ItemIndex) -> None:
         self.items: dict[str, CatalogueItem] = {}
-        self.changed: set[int] = set()
+        self.changes = 0
+        self.listable_changes = 0
+        self._changed_at: dict[int, int] = {}  # row -> count of changes when it last changed
         self._index = index
         self._hidden: set[int] = set()
 
-    def take(self, key: bytes | None, value: bytes | None) -> None:
-        """Take over a record of `items`; one that is refused changes nothing."""
-        if refusal(key, value) is not None or key is None:
-            return
+    def take(self, key: bytes | None, value: bytes | None) -> str | None:
+        """Take over a record of `items`; a null value deletes. Returns why it is refused, if so."""
+        if key is None:
+            return "no key: the key of an item is its item_id"
         if value is None:
             self._delete(key.decode(errors="replace"))
-            return
-        item = decode_item(value)
+            return None
+        if len(value) > MAX_ITEM_BYTES:
+            return f"{len(value)} bytes: at most {MAX_ITEM_BYTES} are taken"
+        try:
+            item = decode_item(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return str(error)
+        if item.item_id.encode() != key:
+            return "the key is not the item_id"
+        self._upsert(item)
+        return None
+
+    def _upsert(self, item: Item) -> None:
         known = self.items.get(item.item_id)
         if known is not None and known.version > item.version:
             return
         row = self._index.row(item.item_id)
         self.items[item.item_id] = entry = _entry(item)
         if known is None or known.attributes != entry.attributes:
-            self.changed.add(row)
-        (self._hidden.discard if entry.is_listable else self._hidden.add)(row)
+            self._note_change(row)
+        self._set_listable(row, entry.is_listable)
+
+    def changed_since(self, changes: int) -> list[int]:
+        """Rows whose attributes changed after the count of changes was this."""
+        if changes == self.changes:
+            return []
+        return [row for row, count in self._changed_at.items() if count > changes]
 
     def hide_unlisted(self, known: NDArray[np.float32]) -> None:
         """Set to 0 the rows of [V] `known` whose items may not be listed."""
@@ -88,8 +94,17 @@ class Catalogue:
     def _delete(self, item_id: str) -> None:
         if self.items.pop(item_id, None) is not None:
             row = self._index.row(item_id)
-            self.changed.add(row)
-            self._hidden.add(row)
+            self._note_change(row)
+            self._set_listable(row, False)
+
+    def _set_listable(self, row: int, is_listable: bool) -> None:
+        if is_listable == (row in self._hidden):
+            (self._hidden.discard if is_listable else self._hidden.add)(row)
+            self.listable_changes += 1
+
+    def _note_change(self, row: int) -> None:
+        self.changes += 1
+        self._changed_at[row] = self.changes
 
 
 def _entry(item: Item) -> CatalogueItem:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from export.items import Rows
@@ -32,8 +32,6 @@ from stream.requests import LiveTensors
 from stream.settings import Settings
 from stream.state import TouchedUser
 
-#: Changes whenever the same scores would give another list.
-POLICY = Policy("top-k/1", 0)
 _SOURCES: tuple[Source, Source, Source] = ("trend", "chain", "sequence")
 
 
@@ -56,8 +54,16 @@ class RefreshContext:
     ranker: Ranker
     live: LiveTensors
     catalogue_positions: dict[int, int]
+    policy: Policy
     generated_at_ms: int
     item_ids: list[str]
+
+
+def list_policy(settings: Settings) -> Policy:
+    """How lists are cut from scores: another version can give another list of the same scores."""
+    return Policy(
+        f"top-{settings.list_length}/{settings.seen_items}-seen/{settings.popularity_share}", 0
+    )
 
 
 def list_key(user: TouchedUser) -> bytes:
@@ -88,8 +94,8 @@ def rec_id(refresh: Refresh, context: RefreshContext) -> str:
         refresh.state_digest,
         sorted(context.live.positions.items()),
         sorted(context.catalogue_positions.items()),
-        POLICY.version,
-        POLICY.seed,
+        context.policy.version,
+        context.policy.seed,
         user.request_ms,
     )
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -122,7 +128,8 @@ def messages(
         ],
         request_time=user.request_ms,
         fallback="none" if ranker.version else "trend",
-        **_owner(user),
+        user_id=user.owner if user.is_known else UNSET,
+        anonymous_id=UNSET if user.is_known else user.owner,
     )
     if not settings.decisions:
         return recommendation, None
@@ -141,7 +148,7 @@ def messages(
             user.row.events_total,
         ),
         release=DecidingRelease(ranker.name, ranker.version, ranker.sha256),
-        policy=POLICY,
+        policy=context.policy,
         positions=Positions(
             {str(p): offset for p, offset in sorted(context.live.positions.items())},
             {str(p): offset for p, offset in sorted(context.catalogue_positions.items())},
@@ -152,13 +159,7 @@ def messages(
         scenario=DEFAULT_SCENARIO,
         generated_at=context.generated_at_ms,
         request_time=user.request_ms,
-        **_owner(user),
+        user_id=user.owner if user.is_known else UNSET,
+        anonymous_id=UNSET if user.is_known else user.owner,
     )
     return recommendation, decision
-
-
-def _owner(user: TouchedUser) -> dict[str, str | UnsetType]:
-    return {
-        "user_id": user.owner if user.is_known else UNSET,
-        "anonymous_id": UNSET if user.is_known else user.owner,
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,9 +38,9 @@ class RankedLists:
     def ordered(self, hashes: NDArray[np.uint64], k: int) -> RankedLists:
         """Equal scores in the order of the items' hashes, cut to `k`."""
         order = np.lexsort((hashes[self.rows], -self.scores), axis=1)[:, :k]
-        rows, scores = (np.take_along_axis(a, order, axis=1) for a in (self.rows, self.scores))
+        scores = np.take_along_axis(self.scores, order, axis=1)
         return RankedLists(
-            rows,
+            np.take_along_axis(self.rows, order, axis=1),
             np.maximum(scores, 0.0),
             np.take_along_axis(self.parts, order[None], axis=2),
         )
@@ -135,12 +134,14 @@ class ItemTable:
         self._input = np.zeros((1024, width), dtype=np.float32)
         self._output = np.zeros((1024, width), dtype=np.float32)
         self._filled = 0
+        self._changes = 0  # of the catalogue that are taken in
         self.generation = 0  # grows whenever a vector changes
 
-    def update(self, catalogue: Catalogue, changed: Iterable[int]) -> None:
+    def update(self, catalogue: Catalogue) -> None:
         """Compute the vectors of rows that are new or whose attributes changed."""
-        size = len(self._index)
-        rows = [row for row in changed if row < self._filled]
+        size, changes = len(self._index), catalogue.changes
+        rows = [row for row in catalogue.changed_since(self._changes) if row < self._filled]
+        self._changes = changes
         rows += range(self._filled, size)
         if not rows:
             return
@@ -189,7 +190,7 @@ class ModelRanker:
         self._session = open_session(str(release.path / "model.onnx"), device, threads)
         tower = open_session(str(release.path / "item_tower.onnx"), "cpu", threads)
         self.table = ItemTable(release, tower, index)
-        self.table.update(catalogue, ())
+        self.table.update(catalogue)
         self._resident: dict[str, Any] = {}
         self._resident_for: tuple[int, int] = (-1, -1)  # size, generation of the item vectors
         self._live: LiveTensors | None = None

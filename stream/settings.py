@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 from export.errors import DriftlineError
 
 Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0)]
 Role = Literal["positive", "negative", "visit", "impression", "ignored"]
 
 DAY_MS = 86_400_000
@@ -72,6 +73,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
     # state
     data_dir: str = "data"
+    standby_replicas: Count = 0  # workers that keep a warm copy of another's rows
     block_cache_bytes: Positive = 64 * 2**20  # for each partition
     max_history: Annotated[int, Meta(ge=1, le=200)] = 50
     max_taken: Annotated[int, Meta(ge=0, le=8000)] = 2000  # beyond the history; filtered out
@@ -129,7 +131,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
 
 def load_settings(
     path: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Settings:
     """The settings of file, environment and `overrides` (those that are not None), the last wins.

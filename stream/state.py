@@ -23,6 +23,7 @@ from stream.events import (
     decode_control_event,
     decode_user_event,
 )
+from stream.guards import ALL_GUARDS, Guards
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64, row_key
 from stream.settings import EventRole, Settings
 
@@ -38,11 +39,27 @@ class Record(Protocol):
     timestamp: int
 
 
-class Slice(Protocol):
-    """Consecutive records of one partition."""
+class TopicPartition(Protocol):
+    """Where a slice lies."""
 
-    partition: int
-    records: Sequence[Record]
+    @property
+    def partition(self) -> int:
+        """The partition's number."""
+        ...
+
+
+class Slice(Protocol):
+    """Consecutive records of one partition, in the order of their offsets."""
+
+    @property
+    def tp(self) -> TopicPartition:
+        """The slice's topic and partition."""
+        ...
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """The records, keys and values as raw bytes."""
+        ...
 
 
 #: Reads stored rows: partition and keys in, a row's bytes or None for each key out.
@@ -134,12 +151,14 @@ class Folder:
         partitions: int,
         fingerprint: int,
         hash_of_item: Callable[[str], int],
+        guards: Guards = ALL_GUARDS,
     ) -> None:
         self._settings = settings
         self._topic = topic
         self._partitions = partitions
         self._fingerprint = fingerprint
         self._hash_of_item = hash_of_item
+        self._guards = guards
         self._limits = RowLimits(settings.max_history, settings.max_taken, settings.dedupe_ring)
 
     def fold(self, slices: Iterable[Slice], read_rows: ReadRows) -> FoldedBatch:
@@ -150,13 +169,13 @@ class Folder:
         batch = FoldedBatch()
         accepted: dict[int, list[_Accepted]] = {}
         for piece in slices:  # 1. decode and validate
-            events = accepted.setdefault(piece.partition, [])
+            partition = piece.tp.partition
+            events = accepted.setdefault(partition, [])
             for record in piece.records:
-                event = self._accept(record, piece.partition, batch)
+                event = self._accept(record, partition, batch)
                 if event is not None:
                     events.append(event)
-            if piece.records:
-                batch.last_offsets[piece.partition] = piece.records[-1].offset
+            batch.last_offsets[partition] = piece.records[-1].offset
         for partition, events in accepted.items():
             rows = self._read(partition, events, read_rows)  # 2. read rows
             for event in events:  # 3. fold
@@ -238,7 +257,7 @@ class Folder:
         is_visit = accepted.role.role == "visit"
         if accepted.role.refreshes and _is_home(event):
             user.becomes_due(event, offset, accepted.time_ms, is_visit)
-        if offset <= user.row.applied_offset:
+        if self._guards.replay_skip and offset <= user.row.applied_offset:
             batch.counts["replayed"] += 1
         elif is_visit:
             batch.counts["visits"] += 1
@@ -272,7 +291,7 @@ class Folder:
         event, row = accepted.event, user.row
         event_hash = hash64(event.event_id)
         user.is_changed = True
-        if row.has_event(event_hash):
+        if self._guards.replay_skip and row.has_event(event_hash):
             row.applied_offset = accepted.offset
             batch.counts["duplicates"] += 1
             return

@@ -17,6 +17,7 @@ from msgspec import Struct
 from export.errors import DriftlineError
 from export.items import NO_ROW, ItemIndex
 from export.statistics import CHAIN_DEPTH, Deltas, ItemStatistics
+from stream.guards import ALL_GUARDS, Guards
 from stream.state import PartitionDeltas
 
 DELTAS_VERSION = 1
@@ -99,11 +100,18 @@ def decode_deltas(data: bytes, index: ItemIndex) -> Deltas:
 class LiveStatistics:
     """This worker's copy of the statistics, and how far it has read the topic they come on.
 
-    `positions` holds the next offset to read of each partition of `item-statistics`.
+    `positions` holds the next offset to read of each partition of `item-statistics`. Without
+    `guards.watermark` deltas that come twice count twice.
     """
 
-    def __init__(self, statistics: ItemStatistics, positions: dict[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        statistics: ItemStatistics,
+        positions: dict[int, int] | None = None,
+        guards: Guards = ALL_GUARDS,
+    ) -> None:
         self.statistics = statistics
+        self.guards = guards
         self.positions = positions or {}
         self.refused = 0
 
@@ -118,6 +126,8 @@ class LiveStatistics:
                 batches.append(decode_deltas(value, self.statistics.index))
             except DeltasError:
                 self.refused += 1
+        if not self.guards.watermark:
+            self.statistics.watermarks.clear()
         if batches:
             self.statistics.apply(*batches)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aiokafka.structs import ConsumerRecord
@@ -35,7 +35,7 @@ class RecordBatch:
     """
 
     tp: TP
-    records: list[ConsumerRecord]
+    records: Sequence[ConsumerRecord]
     generation_id: int
 
     @property

@@ -11,10 +11,12 @@ changelog rows nor one that never happened costs an event.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from time import monotonic
 
+from aiokafka.errors import IllegalStateError
 from aiokafka.structs import ConsumerRecord
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
@@ -24,6 +26,7 @@ from mode.utils.queues import ThrowableQueue
 
 from export.errors import DriftlineError
 from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
+from stream.kafka.continuity import Continuity
 from stream.kafka.table import RowTable
 
 #: One wait for records; also how often a quiet consumer looks whether it should stop.
@@ -53,21 +56,15 @@ class HandOverError(DriftlineError):
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
-    """Faust's aiokafka consumer, delivering slices.
-
-    Counters, for metrics: `gaps_total`, `records_lost_total`, `records_repeated_total`.
-    """
+    """Faust's aiokafka consumer, delivering slices. `continuity` has its counters."""
 
     def __init__(self, transport: object, *args: object, **kwargs: object) -> None:
         options: BatchOptions = transport.options  # type: ignore[attr-defined]
         self.options = options
-        self.gaps_total = 0
-        self.records_lost_total = 0
-        self.records_repeated_total = 0
-        self._next_offset: dict[TP, int] = {}
+        self.continuity = Continuity(options.on_gap)
         self._acked_through: dict[TP, int] = {}
-        self._gap_suspected_at: dict[TP, int] = {}
         self._seek_count = 0
+        self._dropped: set[TP] = set()
         self._has_space = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -129,30 +126,59 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self.log.info("Consumer stopped while the worker is shutting down")
 
     async def _drain_once(self) -> None:
+        await self._read_dropped_again()
         seek_count = self._seek_count
         fetched, active = await self._wait_next_records(FETCH_WAIT_S)
         await asyncio.sleep(0)
-        if self.should_stop or not self.flow_active:
-            return  # what was fetched is read again: every rebalance ends with a seek
-        if self.app.in_recovery and not fetched:
-            await self._pass_unreadable_changelog_end()
         generation: int = self.app.consumer_generation_id
         for partition, records in (fetched or {}).items():
             tp = ensure_TP(partition)
-            if not records or not self._is_wanted(tp, active):
-                continue
-            self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
-            if tp.topic in self.options.batch_topics:
-                await self._deliver_source(tp, records, generation)
-            elif isinstance(table := self.app.tables._changelogs.get(tp.topic), RowTable):
-                await self._restore(table, tp, records, seek_count)
-            else:
-                await self._until_suspended(self._deliver_messages(tp, records))
+            if not self._is_wanted(tp, active):
+                self._dropped.add(tp)
+            elif records:
+                self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
+                await self._deliver(tp, records, generation, seek_count)
         if self._commit_every is not None and self._n_acked >= self._commit_every:
             self._n_acked = 0
             await self.commit()
 
+    async def _read_dropped_again(self) -> None:
+        """Go back to what was fetched and not delivered.
+
+        Records in flight while partitions are paused, sought or given back are dropped; whether
+        the seek that follows a rebalance came before or after they were fetched is not known.
+        """
+        if not self._dropped:
+            return
+        dropped, self._dropped = self._dropped, set()
+        recovery = self.app.tables.recovery
+        for tp in dropped & self.assignment():
+            if tp.topic in self.options.batch_topics:
+                offset = self.continuity.next_offset(tp)  # None: perform_seek is to come
+            elif tp in recovery.active_tps:
+                offset = recovery.active_offsets.get(tp)
+            else:
+                offset = recovery.standby_offsets.get(tp)
+            if offset is not None:
+                with contextlib.suppress(IllegalStateError):  # given back just now
+                    await self._thread.seek_wait({tp: max(offset, 0)})
+
+    async def _deliver(
+        self, tp: TP, records: list[ConsumerRecord], generation: int, seek_count: int
+    ) -> None:
+        if tp.topic in self.options.batch_topics:
+            await self._deliver_source(tp, records, generation)
+        elif isinstance(table := self.app.tables._changelogs.get(tp.topic), RowTable):
+            if seek_count == self._seek_count:
+                await self._restore(table, tp, records)
+            else:  # rows between what is applied and these may be missing
+                self._dropped.add(tp)
+        else:
+            await self._until_suspended(self._deliver_messages(tp, records))
+
     def _is_wanted(self, tp: TP, active: set[TP] | None) -> bool:
+        if self.should_stop or not self.flow_active:
+            return False
         return active is None or tp in active or tp in self._buffered_partitions
 
     async def _until_suspended(self, delivery: Coroutine[None, None, None]) -> None:
@@ -161,48 +187,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     # -- source slices ----------------------------------------------------------------------
 
     async def _deliver_source(self, tp: TP, records: list[ConsumerRecord], generation: int) -> None:
-        expected = self._next_offset.get(tp)
-        if expected is None:
-            return  # the seek that decides where to start is still to come
-        if records[0].offset < expected:
-            known = len(records)
-            records = [record for record in records if record.offset >= expected]
-            self.records_repeated_total += known - len(records)
-        if not records or not await self._is_contiguous(tp, expected, records):
-            return
-        await self._until_suspended(self._queue_slices(tp, records, generation))
+        admitted = self.continuity.admit(tp, records)
+        if admitted:
+            await self._until_suspended(self._queue_slices(tp, admitted, generation))
+        if self.continuity.next_offset(tp) != records[-1].offset + 1:
+            self._dropped.add(tp)
 
-    async def _is_contiguous(self, tp: TP, expected: int, records: list[ConsumerRecord]) -> bool:
-        """Report the offsets that are missing; False if the slice must be fetched again first.
-
-        A slice fetched before a seek may arrive after it and look like a gap at its beginning, so
-        that is believed only when reading from the expected offset shows it once more.
-        """
-        first = records[0].offset
-        if first > expected and self._gap_suspected_at.get(tp) != expected:
-            self._gap_suspected_at[tp] = expected
-            await self._thread.seek_wait({tp: expected})
-            return False
-        self._gap_suspected_at.pop(tp, None)
-        if records[-1].offset - expected + 1 != len(records):
-            for record in records:
-                if record.offset > expected:
-                    self._report_gap(tp, expected, record.offset)
-                expected = record.offset + 1
-        return True
-
-    def _report_gap(self, tp: TP, expected: int, got: int) -> None:
-        self.gaps_total += 1
-        self.records_lost_total += got - expected
-        self.log.error(
-            "Records are missing in the source: lost by retention, or the topic is compacted or "
-            "transactional, which it must not be",
-            extra={"topic": tp.topic, "partition": tp.partition, "expected": expected, "got": got},
-        )
-        if self.options.on_gap is not None:
-            self.options.on_gap(tp, expected, got)
-
-    async def _queue_slices(self, tp: TP, records: list[ConsumerRecord], generation: int) -> None:
+    async def _queue_slices(
+        self, tp: TP, records: Sequence[ConsumerRecord], generation: int
+    ) -> None:
         await self.app.flow_control.acquire()
         queue = self._queue_of(tp)
         size = self.options.max_slice_records
@@ -212,7 +205,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 self._has_space.clear()
                 await self._has_space.wait()
             queue.force_put_nowait(batch)
-            self._next_offset[tp] = batch.last_offset + 1
+            self.continuity.delivered(tp, batch.last_offset)
 
     def _queue_of(self, tp: TP) -> ThrowableQueue:
         channels = self.app.topics._tp_index[tp]
@@ -225,9 +218,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     # -- changelogs and Faust's own topics --------------------------------------------------
 
-    async def _restore(
-        self, table: RowTable, tp: TP, records: list[ConsumerRecord], seek_count: int
-    ) -> None:
+    async def _restore(self, table: RowTable, tp: TP, records: list[ConsumerRecord]) -> None:
         """Apply changelog rows; end the recovery when that was the last of them."""
         recovery = self.app.tables.recovery
         is_active = tp in recovery.active_tps
@@ -235,36 +226,19 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             return
         offsets = recovery.active_offsets if is_active else recovery.standby_offsets
         applied = offsets.get(tp)
-        if seek_count != self._seek_count:
-            # fetched around a seek: rows between what is applied and these may be missing
-            await self._thread.seek_wait({tp: max(applied or 0, 0)})
-            return
         if applied is not None and records[0].offset <= applied:
             records = [record for record in records if record.offset > applied]
         for start in range(0, len(records), RESTORE_ROWS):
+            if not self.flow_active:
+                self._dropped.add(tp)
+                return
             rows = records[start : start + RESTORE_ROWS]
             table.restore(tp.partition, rows)
             offsets[tp] = rows[-1].offset
             await asyncio.sleep(0)
-            if not self.flow_active:
-                return
         if is_active:
             recovery._active_events_received_at[tp] = monotonic()
         self._signal_restored()
-
-    async def _pass_unreadable_changelog_end(self) -> None:
-        """Count offsets at a changelog's end that hold nothing to read, left so by compaction.
-
-        Recovery would wait for them for ever.
-        """
-        recovery = self.app.tables.recovery
-        for tp in recovery.active_tps:
-            missing = recovery.active_remaining().get(tp, 0)
-            if missing > 0 and isinstance(self.app.tables._changelogs.get(tp.topic), RowTable):
-                read_to = await self.position(tp)
-                if read_to is not None and read_to > recovery.active_highwaters[tp]:
-                    recovery.active_offsets[tp] = recovery.active_highwaters[tp]
-                    self._signal_restored()
 
     def _signal_restored(self) -> None:
         tables = self.app.tables
@@ -305,8 +279,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                     "was truncated or made anew. Restore it, or drop the state (table directory "
                     "and changelog topic) and the group's offsets"
                 )
+            # known before the seek, so that what is fetched right after it is not dropped
+            self.continuity.start(tp, start)
+            self._acked_through[tp] = start
             await self._thread.seek_wait({tp: start})
-            self._next_offset[tp] = self._acked_through[tp] = start
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         self._seek_count += 1
@@ -320,7 +296,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         if watermark is None:
             if committed is not None:
                 self.log.error(
-                    "The group has committed offsets but there is no state (was its changelog lost?): "
+                    "The group has committed offsets and there is no state (changelog lost?): "
                     "it is built again from the beginning of the source",
                     extra={"topic": tp.topic, "partition": tp.partition, "committed": committed},
                 )
@@ -361,9 +337,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         await super().on_partitions_revoked(revoked)  # waits for the batch in work, and commits
         for tp in revoked:
-            self._next_offset.pop(tp, None)
+            self.continuity.forget(tp)
             self._acked_through.pop(tp, None)
-            self._gap_suspected_at.pop(tp, None)
 
     async def wait_empty(self) -> None:
         """Wait for the batch in work, so that its acks are in the commit that follows."""

@@ -1,0 +1,347 @@
+"""Take a batch of events through the numbered steps: the order is the guarantee.
+
+1. decode and validate; refused records become dead letters;
+2. read the users' rows; what was applied before is not folded again, but its user is touched;
+3. fold the rest;
+4. rank the users whose list is due, in a thread;
+5. send: first statistics deltas, lists, interests, decisions and dead letters, and wait until the
+   broker has acknowledged all of them; then the changelog rows, and wait again. A row that says
+   an event was applied must never exist without that event's deltas: it would be skipped as a
+   replay, and its deltas would be lost;
+6. write rows and changelog position to RocksDB in one batch a partition;
+7. return: the source is acked, and offsets are committed up to there.
+
+A crash anywhere leaves the source unacked. What is read again after it is either not in the rows,
+and folded, or in the rows, and then all of its results have been sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from kafka.partitioner import murmur2
+
+from stream import metrics
+from stream.events import encode
+from stream.guards import Guards
+from stream.interests import user_interests
+from stream.lists import Refresh, RefreshContext, list_key, list_policy, messages, state_digest
+from stream.live import LiveParts
+from stream.ranker import RankedLists
+from stream.requests import LiveTensors, build_requests
+from stream.settings import Settings
+from stream.state import FoldedBatch, Folder, Slice, TouchedUser
+from stream.statistics import encode_deltas
+from stream.topics import state_changelog
+
+KeyValue = tuple[bytes | None, bytes | None]
+Headers = list[tuple[str, bytes]]
+#: Called with the name of each step as it is reached; a fault injector ends the process there.
+OnStep = Callable[[str], None]
+
+
+class Rows(Protocol):
+    """The users' rows on disk."""
+
+    def get_many(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Stored rows, None where there is none."""
+        ...
+
+    def write(
+        self, partition: int, rows: list[tuple[bytes, bytes | None]], changelog_offset: int
+    ) -> None:
+        """Write rows and the changelog position as one."""
+        ...
+
+
+class SendRecords(Protocol):
+    """Sends records of one partition; resolves to the deliveries' (base offset, count)."""
+
+    async def __call__(
+        self,
+        topic: str,
+        partition: int,
+        records: Sequence[KeyValue],
+        *,
+        timestamp_ms: int,
+        headers: Sequence[Headers] | None = None,
+    ) -> Sequence[asyncio.Future[tuple[int, int]]]: ...
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Records to send, by topic and partition."""
+
+    records: dict[tuple[str, int], list[KeyValue]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    headers: dict[tuple[str, int], list[Headers]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, topic: str, partition: int, key: bytes | None, value: bytes | None) -> None:
+        """Put in a record; those of one partition keep their order."""
+        self.records[topic, partition].append((key, value))
+
+    async def send(
+        self, send_records: SendRecords, now_ms: int
+    ) -> dict[tuple[str, int], tuple[int, int]]:
+        """Send everything and wait until all of it is acknowledged.
+
+        Returns: topic and partition -> first and last offset. Raises what the broker refused with.
+        """
+        deliveries: dict[tuple[str, int], Sequence[asyncio.Future[tuple[int, int]]]] = {}
+        for (topic, partition), records in self.records.items():
+            deliveries[topic, partition] = await send_records(
+                topic,
+                partition,
+                records,
+                timestamp_ms=now_ms,
+                headers=self.headers.get((topic, partition)),
+            )
+        await asyncio.gather(*(f for futures in deliveries.values() for f in futures))
+        offsets = {}
+        for where, futures in deliveries.items():
+            first, (last, count) = futures[0].result()[0], futures[-1].result()
+            offsets[where] = first, last + count - 1
+        return offsets
+
+
+class BatchProcessor:
+    """Does the steps of every batch of one worker, one batch at a time.
+
+    `check` is called before anything is sent or written, and ends the process or raises where this
+    worker may no longer do so.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Folder,
+        rows: Rows,
+        live: LiveParts,
+        send_records: SendRecords,
+        source_row: Callable[[int], tuple[bytes, bytes | None]],
+        check: Callable[[], None] = lambda: None,
+        guards: Guards | None = None,
+        on_step: OnStep = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._rows = rows
+        self._live = live
+        self._send_records = send_records
+        self._source_row = source_row
+        self._check = check
+        self._guards = guards or Guards()
+        self._on_step = on_step
+        self._policy = list_policy(settings)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
+
+    async def process(self, slices: Sequence[Slice]) -> None:
+        """Take a batch through steps 1 to 6; the caller acks it when this returns (7)."""
+        begun = time.perf_counter()
+        self._on_step("fold")
+        batch = self._folder.fold(slices, self._rows.get_many)  # 1. 2. 3.
+        folded = time.perf_counter()
+        self._on_step("rank")
+        refreshes, context = await self._rank(batch)  # 4.
+        ranked = time.perf_counter()
+        outbox = self._results(batch, refreshes, context)
+        changes = self._changed_rows(batch)
+        self._check()
+        if not self._guards.ack_order:
+            self._on_step("write")
+            self._write(changes, {partition: 0 for partition in changes})
+        self._on_step("send")
+        sent = await outbox.send(self._send_records, context.generated_at_ms)  # 5.
+        self._take_in_own_deltas(outbox, sent)
+        self._on_step("changelog")
+        positions = await self._send_changes(changes, context.generated_at_ms)
+        self._check()
+        self._on_step("write")
+        self._write(changes, positions)  # 6.
+        self._on_step("ack")
+        done = time.perf_counter()
+        self._count(batch, refreshes, (begun, folded, ranked, done))
+
+    async def _rank(self, batch: FoldedBatch) -> tuple[list[Refresh], RefreshContext]:
+        """Step 4: the lists of all due users, in micro-batches, in a thread."""
+        due = [user for user in batch.users.values() if user.is_due]
+        live = self._live
+        tensors = live.tensors()
+        context = RefreshContext(
+            live.ranker,
+            tensors,
+            dict(live.catalogue_positions),
+            self._policy,
+            int(time.time() * 1000),
+            live.index.ids,
+        )
+        refreshes: list[Refresh] = []
+        size = self._settings.max_rank_batch
+        if not len(tensors.known):
+            due = []
+        for start in range(0, len(due), size):
+            users = due[start : start + size]
+            lists = await self._rank_users(users, tensors)
+            refreshes += [
+                refresh
+                for user, place in zip(users, range(len(users)), strict=True)
+                if (refresh := _refresh(user, lists, place)) is not None
+            ]
+        return refreshes, context
+
+    async def _rank_users(self, users: list[TouchedUser], tensors: LiveTensors) -> RankedLists:
+        live, k = self._live, self._settings.list_length
+        ranker = live.ranker
+        requests = build_requests(
+            [(user.row, user.request_ms) for user in users],
+            live.index,
+            live.statistics.statistics,
+            ranker.event_types,
+            len(tensors.known),
+            self._settings.seen_items == "filter",
+        )
+        lists = await asyncio.get_running_loop().run_in_executor(
+            self._thread, functools.partial(ranker.rank, requests, tensors, k)
+        )
+        return lists.ordered(live.index.hashes, k)
+
+    def _results(
+        self, batch: FoldedBatch, refreshes: list[Refresh], context: RefreshContext
+    ) -> Outbox:
+        """Everything but changelog rows that the batch sends; enters the lists into the rows."""
+        settings = self._settings
+        outbox = Outbox()
+        for partition, deltas in batch.deltas.items():
+            outbox.add(
+                settings.topic("item-statistics"), partition, None, encode_deltas(partition, deltas)
+            )
+        for refresh in refreshes:
+            self._add_refresh(refresh, context, outbox)
+        dead_letters = settings.topic("dead-letters"), 0
+        for letter in batch.dead_letters:
+            outbox.records[dead_letters].append((letter.key, letter.kept_value()))
+            outbox.headers[dead_letters].append(letter.headers())
+        for misrouted in batch.misrouted:
+            partition = (murmur2(misrouted.key) & 0x7FFFFFFF) % settings.partitions
+            outbox.add(settings.topic("user-events"), partition, misrouted.key, misrouted.value)
+        return outbox
+
+    def _add_refresh(self, refresh: Refresh, context: RefreshContext, outbox: Outbox) -> None:
+        settings, user = self._settings, refresh.user
+        recommendation, decision = messages(refresh, context, settings)
+        key = list_key(user)
+        outbox.add(settings.topic("recommendations"), user.partition, key, encode(recommendation))
+        if decision is not None:
+            outbox.add(settings.topic("decisions"), user.partition, key, encode(decision))
+        row = user.row
+        row.seq = refresh.seq
+        rec_id = bytes.fromhex(recommendation.rec_id)[:8]
+        row.served_list(rec_id, self._live.index.hashes[refresh.rows])
+        user.is_changed = True
+        self._add_interests(refresh, [i.item_id for i in recommendation.items], key, outbox)
+
+    def _add_interests(
+        self, refresh: Refresh, listed: list[str], key: bytes, outbox: Outbox
+    ) -> None:
+        user, index = refresh.user, self._live.index
+        rows = index.rows_of_hashes(user.row.history()["item"])
+        history = [index.ids[row] for row in rows.tolist() if row >= 0]
+        interests = user_interests(history, listed, refresh.scores.tolist(), self._live.catalogue)
+        if (not interests.now and not interests.next) or (
+            interests.digest() == user.row.interests_digest
+        ):
+            return
+        user.row.interests_digest = interests.digest()
+        message = encode(interests.message(user, refresh.seq))
+        outbox.add(self._settings.topic("interests"), user.partition, key, message)
+
+    def _changed_rows(self, batch: FoldedBatch) -> dict[int, list[tuple[bytes, bytes | None]]]:
+        """Partition -> rows to write, the last one tells how far the source is applied."""
+        changes: dict[int, list[tuple[bytes, bytes | None]]] = {
+            partition: [] for partition in batch.last_offsets
+        }
+        for user in batch.users.values():
+            if user.is_changed:
+                changes[user.partition].append((user.key, user.row.encode()))
+        for partition, rows in changes.items():
+            rows.append(self._source_row(batch.last_offsets[partition]))
+        return changes
+
+    async def _send_changes(
+        self, changes: dict[int, list[tuple[bytes, bytes | None]]], now_ms: int
+    ) -> dict[int, int]:
+        """Send the changelog rows; returns partition -> changelog offset of the last one."""
+        outbox = Outbox()
+        topic = state_changelog(self._settings)
+        for partition, rows in changes.items():
+            outbox.records[topic, partition] = list(rows)
+        sent = await outbox.send(self._send_records, now_ms)
+        return {partition: last for (_, partition), (_, last) in sent.items()}
+
+    def _write(
+        self,
+        changes: dict[int, list[tuple[bytes, bytes | None]]],
+        positions: dict[int, int],
+    ) -> None:
+        for partition, rows in changes.items():
+            self._rows.write(partition, rows, positions[partition])
+
+    def _take_in_own_deltas(
+        self, outbox: Outbox, sent: dict[tuple[str, int], tuple[int, int]]
+    ) -> None:
+        topic = self._settings.topic("item-statistics")
+        self._live.wrote_deltas(
+            [
+                (partition, sent[name, partition][0], records[0][1] or b"")
+                for (name, partition), records in outbox.records.items()
+                if name == topic
+            ]
+        )
+
+    def _count(
+        self,
+        batch: FoldedBatch,
+        refreshes: list[Refresh],
+        times: tuple[float, float, float, float],
+    ) -> None:
+        metrics.BATCHES.inc()
+        for outcome, count in batch.counts.items():
+            metrics.EVENTS.labels(outcome).inc(count)
+        if batch.dead_letters:
+            metrics.DEAD_LETTERS.labels("user-events").inc(len(batch.dead_letters))
+        if batch.misrouted:
+            metrics.MISROUTED.inc(len(batch.misrouted))
+        visits = sum(refresh.user.reason == "visit" for refresh in refreshes)
+        metrics.LISTS.labels("visit").inc(visits)
+        metrics.LISTS.labels("event").inc(len(refreshes) - visits)
+        due = sum(user.is_due for user in batch.users.values())
+        metrics.EMPTY_LISTS.inc(due - len(refreshes))
+        for step, begun, ended in zip(
+            ("fold", "rank", "send_and_write"), times, times[1:], strict=False
+        ):
+            metrics.BATCH_SECONDS.labels(step).observe(ended - begun)
+
+
+def _refresh(user: TouchedUser, lists: RankedLists, place: int) -> Refresh | None:
+    """One user's list, less the places that hold nothing; None where nothing is left."""
+    scores = lists.scores[place]
+    filled = int(np.count_nonzero(scores > 0))
+    if not filled:
+        return None
+    return Refresh(
+        user,
+        lists.rows[place, :filled],
+        scores[:filled],
+        lists.parts[:, place, :filled].argmax(axis=0),
+        user.row.seq + 1,
+        state_digest(user),
+    )

@@ -1,0 +1,153 @@
+"""Put a worker together: the only module that configures Faust."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faust
+from faust.types import TP
+from mode import Service
+
+from stream.agents import BatchProcessor
+from stream.guards import ALL_GUARDS, Guards
+from stream.history import source_fingerprint
+from stream.kafka.batches import BatchOptions, RecordBatch
+from stream.kafka.fencing import LoopGuard
+from stream.kafka.producer import Delivery, Headers, KeyValue
+from stream.kafka.stream import BatchStream
+from stream.kafka.table import RowTable, source_row
+from stream.kafka.watchdog import ProgressWatchdog
+from stream.kafka.wiring import BrokerLimits, faust_settings, install
+from stream.live import LiveParts, statistics_source
+from stream.settings import Settings
+from stream.shared_outputs import SharedOutputs
+from stream.state import Folder
+from stream.topics import STATE_TABLE
+
+#: "STEP:N" ends the process with SIGKILL when it reaches that step for the Nth time.
+CRASH_VARIABLE = "DRIFTLINE_TEST_CRASH"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """The services of one worker, in the order in which they start."""
+
+    fence: LoopGuard
+    watchdog: ProgressWatchdog
+    live: LiveParts
+    shared: SharedOutputs
+    app: faust.App
+
+    def services(self) -> list[Service]:
+        """All of them; statistics, catalogue and release are there before the app joins."""
+        return [self.fence, self.watchdog, self.live, self.shared, self.app]
+
+
+def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS) -> WorkerParts:
+    """A whole worker; `topic_id` is that of user-events. Needs a current event loop."""
+    app = _faust_app(settings)
+    events = settings.topic("user-events")
+    tables: list[RowTable] = []
+    install(
+        app,
+        BatchOptions(
+            frozenset({events}),
+            source_watermark=lambda partition: tables[0].source_watermark(partition),
+            max_slice_records=settings.batch_records,
+        ),
+    )
+    table: RowTable = app.Table(
+        STATE_TABLE, partitions=settings.partitions, block_cache_bytes=settings.block_cache_bytes
+    )
+    tables.append(table)
+    live = LiveParts(settings, guards)
+    fence = LoopGuard(settings.session_timeout_s, also_check=lambda: app.consumer.check_ownership())
+    fingerprint = source_fingerprint(topic_id, settings.partitions)
+    processor = BatchProcessor(
+        settings,
+        Folder(settings, events, settings.partitions, fingerprint, live.index.hash_of, guards),
+        table,
+        live,
+        _sender(app),
+        source_row,
+        fence.check,
+        guards,
+        crash_on_request(os.environ.get(CRASH_VARIABLE, "")),
+    )
+
+    async def fold_user_events(stream: BatchStream) -> None:
+        within_s = settings.batch_wait_ms / 1000
+        slices: list[RecordBatch]
+        async for slices in stream.record_batches(settings.batch_records, within_s):
+            await processor.process(slices)
+
+    topic = app.topic(events, key_type=bytes, value_type=bytes)
+    app.agent(topic, name="fold-user-events")(fold_user_events)
+    shared = SharedOutputs(
+        settings,
+        live,
+        _sender(app),
+        lambda: bool(app.tables.actives_ready) and TP(events, 0) in app.consumer.assignment(),
+        statistics_source(settings),
+    )
+    return WorkerParts(fence, ProgressWatchdog(app), live, shared, app)
+
+
+def _faust_app(settings: Settings) -> faust.App:
+    limits = BrokerLimits(
+        session_timeout_s=settings.session_timeout_s,
+        heartbeat_s=settings.heartbeat_interval_s,
+        max_request_bytes=settings.max_request_bytes,
+    )
+    name = settings.prefix + settings.group
+    brokers = ";".join(f"kafka://{address}" for address in settings.bootstrap.split(","))
+    return faust.App(
+        name,
+        broker=brokers,
+        datadir=str(Path(settings.data_dir) / name),
+        loop=asyncio.get_event_loop(),
+        topic_partitions=settings.partitions,
+        topic_allow_declare=False,
+        broker_commit_interval=settings.commit_interval_s,
+        consumer_group_instance_id=settings.instance or None,
+        table_standby_replicas=settings.standby_replicas,
+        **faust_settings(limits),
+    )
+
+
+def _sender(app: faust.App) -> Callable[..., Any]:
+    async def send_records(
+        topic: str,
+        partition: int,
+        records: Sequence[KeyValue],
+        *,
+        timestamp_ms: int,
+        headers: Sequence[Headers] | None = None,
+    ) -> list[Delivery]:
+        deliveries: list[Delivery] = await app.producer.send_records(
+            topic, partition, records, timestamp_ms=timestamp_ms, headers=headers
+        )
+        return deliveries
+
+    return send_records
+
+
+def crash_on_request(wish: str) -> Callable[[str], None]:
+    """For tests of exactness: end the process without warning at a step that the wish names."""
+    step, _, number = wish.partition(":")
+    left = int(number or 1)
+
+    def on_step(name: str) -> None:
+        nonlocal left
+        if name == step:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return on_step

@@ -1,0 +1,192 @@
+"""The command `driftline`: one verb for everything a user of the engine does."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from export.errors import DriftlineError
+from stream.settings import Settings, load_settings
+
+#: Verbs that need the trainer's packages, and the module of `models` that holds them.
+_TRAINING_VERBS = {"train": "models.cli", "trainer": "models.cli"}
+
+
+class Verbs(click.Group):
+    """Finds the training verbs only where their packages are installed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in the alphabet's order."""
+        return sorted([*super().list_commands(ctx), *_TRAINING_VERBS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A verb; one of training is looked up in `models`."""
+        if cmd_name not in _TRAINING_VERBS:
+            return super().get_command(ctx, cmd_name)
+        try:
+            from models.cli import commands
+        except ImportError as error:
+            if error.name and error.name.split(".")[0] in ("models", "stream", "export"):
+                raise
+            name = error.name
+
+            @click.command(cmd_name, context_settings={"ignore_unknown_options": True})
+            @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+            def missing(rest: tuple[str, ...]) -> None:
+                """Needs the trainer's packages."""
+                raise WrongUse(
+                    f"`driftline {cmd_name}` needs the package {name}: install driftline[train,cpu]"
+                )
+
+            return missing
+        return next((c for c in commands if c.name == cmd_name), None)
+
+
+class WrongUse(click.ClickException):
+    """Wrong use or a missing device: exit code 2."""
+
+    exit_code = 2
+
+
+def setting_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Options --config and one for each named setting; the function gets `settings`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def wrapped(config: Path | None, **options: Any) -> None:
+            chosen = {name: options.pop(name) for name in names}
+            with reported():
+                function(load_settings(config, chosen), **options)
+
+        command: Callable[..., None] = wrapped
+        for name in reversed(names):
+            default = msgspec.to_builtins(getattr(Settings(), name))
+            command = click.option(
+                "--" + name.replace("_", "-"), name, help=f"Setting {name}; default {default}."
+            )(command)
+        config_help = "TOML file of settings; DRIFTLINE_* variables and options override it."
+        return click.option("--config", type=click.Path(path_type=Path), help=config_help)(command)
+
+    return decorate
+
+
+class reported:  # noqa: N801 - reads as a statement: with reported()
+    """Errors that Driftline raises on purpose end with their message and exit code 2."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DriftlineError):
+            raise WrongUse(str(error)) from error
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="driftline")
+def main() -> None:
+    """Driftline: a click in, a refreshed recommendation list out."""
+
+
+@main.group()
+def topics() -> None:
+    """Create the engine's topics, or check them."""
+
+
+@topics.command("create")
+@setting_options("bootstrap", "prefix", "group", "partitions", "replication_factor", "retention_ms")
+def topics_create(settings: Settings) -> None:
+    """Create the topics that are missing; those that are there must fit."""
+    from stream.topics import create_topics
+
+    created = create_topics(settings)
+    click.echo("\n".join(f"created {name}" for name in created) or "all topics are there")
+
+
+@topics.command("check")
+@setting_options("bootstrap", "prefix", "group", "partitions")
+def topics_check(settings: Settings) -> None:
+    """See that all topics are there and as they must be."""
+    from stream.topics import check_topics
+
+    check_topics(settings)
+    click.echo("all topics are as they must be")
+
+
+@main.command()
+@setting_options(
+    "bootstrap",
+    "prefix",
+    "group",
+    "instance",
+    "partitions",
+    "data_dir",
+    "registry",
+    "release",
+    "device",
+    "model",
+    "seen_items",
+    "batch_records",
+    "batch_wait_ms",
+    "metrics_port",
+    "log_level",
+)
+@click.option(
+    "--break-guard",
+    type=click.Choice(["replay-skip", "ack-order", "watermark"]),
+    help="Take one guard out. For tests of `verify fold` only: state will be wrong.",
+)
+def worker(settings: Settings, break_guard: Any) -> None:
+    """Serve: fold events, rank, publish lists. Runs until it is stopped."""
+    from stream.guards import ALL_GUARDS
+    from stream.worker import run_worker
+
+    sys.exit(run_worker(settings, ALL_GUARDS.without(break_guard)))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "data_format",
+    required=True,
+    type=click.Choice(["movietweetings", "rsc15", "jsonl"]),
+)
+@click.option("--rate", type=click.FloatRange(min=0.01), help="Events a second.")
+@click.option("--max", "at_maximum", is_flag=True, help="As fast as Kafka takes them (default).")
+@click.option("--from", "first", type=click.IntRange(0), default=0, help="Events passed over.")
+@click.option("--to", "last", type=click.IntRange(1), help="Events in all, those passed over too.")
+@click.option("--items/--no-items", default=True, help="Whether to send the catalogue first.")
+@setting_options("bootstrap", "prefix")
+def replay(settings: Settings, path: Path, data_format: str, **options: Any) -> None:
+    """Send a data set as events, and its catalogue as items.
+
+    Original times go into event_time; the records themselves are of today.
+    """
+    from stream.replay import ReplayPlan, replay_data
+
+    if options.pop("at_maximum") and options["rate"]:
+        raise WrongUse("--rate and --max exclude each other")
+    plan = ReplayPlan(
+        path, data_format, options["rate"], options["first"], options["last"], options["items"]
+    )
+    click.echo(replay_data(settings, plan))
+
+
+@main.command()
+@click.option(
+    "--write", type=click.Path(path_type=Path), help="Folder to write one file a message into."
+)
+def schemas(write: Path | None) -> None:
+    """Print the JSON Schemas of all messages, or write them into a folder."""
+    from stream.schemas import all_schemas, write_schemas
+
+    if write is None:
+        click.echo(msgspec.json.format(msgspec.json.encode(all_schemas())).decode())
+    else:
+        write_schemas(write)

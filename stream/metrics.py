@@ -1,0 +1,24 @@
+"""Count and time what a worker does, for Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+EVENTS = Counter(
+    "driftline_events", "Events by what became of them: folded, visits, replayed, ...", ["outcome"]
+)
+DEAD_LETTERS = Counter("driftline_dead_letters", "Refused records", ["topic"])
+MISROUTED = Counter(
+    "driftline_misrouted", "Records that were sent again under their user's key and partition"
+)
+LISTS = Counter("driftline_lists", "Lists sent, by what made them due", ["reason"])
+EMPTY_LISTS = Counter("driftline_empty_lists", "Lists that were due and had no item to hold")
+BATCHES = Counter("driftline_batches", "Batches done")
+BATCH_SECONDS = Histogram(
+    "driftline_batch_seconds", "Time of a batch's steps", ["step"], buckets=_SECONDS
+)
+STATISTICS_EVENTS = Gauge("driftline_statistics_events", "Events in the live statistics")
+STATISTICS_REFUSED = Gauge("driftline_statistics_refused", "Unreadable records of item-statistics")
+RELEASE_VERSION = Gauge("driftline_release_version", "The release that ranks; 0 is none")

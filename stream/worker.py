@@ -1,0 +1,69 @@
+"""Run a worker as a process: check what it needs, put it together, serve until it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import uvloop
+from mode import Worker
+from prometheus_client import start_http_server
+
+from export.errors import DriftlineError
+from stream.app import build_worker
+from stream.guards import Guards
+from stream.logs import set_up_logging
+from stream.ranker import available_providers
+from stream.settings import Settings
+from stream.topics import check_topics
+
+logger = logging.getLogger(__name__)
+
+
+class DataDirError(DriftlineError):
+    """The data directory cannot be written."""
+
+
+def run_worker(settings: Settings, guards: Guards) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code.
+
+    Raises DriftlineError, before anything is started, where device, topics, broker or data
+    directory are not as they must be.
+    """
+    set_up_logging(settings.log_level)
+    available_providers(settings.device)
+    topic_id = check_topics(settings)
+    _make_data_dir(Path(settings.data_dir))
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, addr="127.0.0.1")
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    parts = build_worker(settings, topic_id, guards)
+    parts.app.finalize()
+    logger.info("worker starts: %s at %s", settings.prefix + settings.group, settings.bootstrap)
+    worker = Worker(
+        *parts.services(),
+        loop=loop,
+        loglevel=settings.log_level,
+        override_logging=False,
+        daemon=True,
+    )
+    try:
+        worker.execute_from_commandline()
+    except SystemExit as end:
+        return int(end.code or 0) if not isinstance(end.code, str) else 1
+    return 0
+
+
+def _make_data_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise DataDirError(
+            f"wanted a data directory to write to, got {path}: {error.strerror}; "
+            "set `data_dir` (--data-dir) to a folder of this user"
+        ) from error
