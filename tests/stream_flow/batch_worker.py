@@ -17,6 +17,7 @@ from pathlib import Path
 import faust
 from faust.types import TP
 from mode import Worker
+
 from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.table import RowTable, source_row
@@ -39,8 +40,16 @@ class Plan:
         self.fail_on: str | None = wishes.get("fail_on")
         self.hold_file: str | None = wishes.get("hold_file")
         self.standbys: int = wishes.get("standbys", 0)
+        self.instance: str = wishes.get("instance", "")
         self.settings: dict[str, object] = wishes.get("settings", {})
         self.exit_after_failure_s: float = wishes.get("exit_after_failure_s", 20.0)
+
+    def wait_while_held(self) -> None:
+        """A batch takes as long as the test's file is there."""
+        if self.hold_file is not None and Path(self.hold_file).exists():
+            self.tell("held")
+            while Path(self.hold_file).exists():
+                time.sleep(0.02)
 
     def tell(self, word: str, **fields: object) -> None:
         """A line the test waits for."""
@@ -56,6 +65,8 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
         datadir=str(plan.directory / "data"),
         table_standby_replicas=plan.standbys,
         topic_partitions=PARTITIONS,
+        consumer_group_instance_id=plan.instance or None,
+        broker_commit_interval=0.3,
         **{**faust_settings(limits), **plan.settings},
     )
     tables: list[RowTable] = []
@@ -102,8 +113,7 @@ async def fold_batches(
             if plan.fail_on is not None and record.value == plan.fail_on.encode():
                 raise RuntimeError(f"told to fail on {plan.fail_on}")
         pending.append((partition, rows, records[-1].offset))
-    while plan.hold_file is not None and Path(plan.hold_file).exists():
-        await asyncio.sleep(0.05)
+    await asyncio.to_thread(plan.wait_while_held)
     guard.check()
     for partition, rows, last in pending:
         changed = [(user, json.dumps(row).encode()) for user, row in rows.items()]

@@ -1,0 +1,361 @@
+"""The parts of the batch layer that can be seen without a worker around them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import faust
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+
+from stream.kafka.batches import BatchOptions, BatchOptionsError
+from stream.kafka.continuity import Continuity
+from stream.kafka.fencing import FENCED_EXIT_CODE, LoopGuard
+from stream.kafka.producer import BatchProducer, RecordTooLargeError, record_bytes
+from stream.kafka.table import DamagedTableError, ReservedKeyError, RowTable, source_row
+from stream.kafka.watchdog import ProgressWatchdog
+from stream.kafka.wiring import BrokerLimits, faust_settings, install
+
+SOURCE = TP("events", 0)
+
+
+class At:
+    """As much of a record as continuity looks at."""
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+
+def offsets(records: object) -> list[int]:
+    return [record.offset for record in records]
+
+
+# -- continuity ---------------------------------------------------------------------------------
+
+
+def test_a_slice_that_begins_too_late_is_read_again_before_it_is_believed():
+    told: list[tuple[TP, int, int]] = []
+    continuity = Continuity(lambda *gap: told.append(gap))
+    continuity.start(SOURCE, 10)
+    late = [At(13), At(14)]
+
+    first, second = continuity.admit(SOURCE, late), continuity.admit(SOURCE, late)
+
+    assert offsets(first) == []
+    assert offsets(second) == [13, 14]
+    assert told == [(SOURCE, 10, 13)]
+    assert (continuity.gaps_total, continuity.records_lost_total) == (1, 3)
+
+
+def test_nothing_is_admitted_before_the_start_is_decided():
+    assert offsets(Continuity(None).admit(SOURCE, [At(0)])) == []
+
+
+@given(
+    log=st.lists(st.booleans(), min_size=1, max_size=40),
+    cuts=st.lists(st.tuples(st.integers(0, 39), st.integers(1, 10)), max_size=30),
+)
+def test_whatever_slices_come_every_record_is_delivered_once_in_order_and_every_hole_is_told(
+    log: list[bool], cuts: list[tuple[int, int]]
+):
+    """`log` says which offsets exist; `cuts` are slices that come from anywhere, as after seeks."""
+    there = [offset for offset, exists in enumerate(log) if exists]
+    holes: list[int] = []
+    continuity = Continuity(lambda tp, want, got: holes.extend(range(want, got)))
+    continuity.start(SOURCE, 0)
+    delivered: list[int] = []
+
+    def fetch(position: int, count: int) -> None:
+        slice_ = [At(offset) for offset in there if offset >= position][:count]
+        if slice_:
+            admitted = offsets(continuity.admit(SOURCE, slice_))
+            if admitted:
+                delivered.extend(admitted)
+                continuity.delivered(SOURCE, admitted[-1])
+
+    for position, count in cuts:
+        fetch(position, count)  # a stale slice
+        fetch(continuity.next_offset(SOURCE), count)  # what the seek after it brings
+    while there and continuity.next_offset(SOURCE) <= there[-1]:
+        fetch(continuity.next_offset(SOURCE), 7)
+
+    reached = there[-1] if there else 0
+    assert delivered == there
+    assert sorted(holes) == [at for at in range(reached) if not log[at]]
+
+
+# -- fencing ------------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_the_guard_ends_the_process_after_three_quarters_of_a_session_and_not_before():
+    clock, ended = Clock(), []
+    guard = LoopGuard(10.0, clock=clock, end=ended.append)
+
+    clock.now_s += 7.4
+    guard.check()
+    assert ended == []
+
+    clock.now_s += 7.6
+    guard.check()
+    assert ended == [FENCED_EXIT_CODE]
+
+
+def test_the_guard_asks_further_checks_and_lets_their_errors_out():
+    def lost() -> None:
+        raise LookupError("partition lost")
+
+    guard = LoopGuard(10.0, also_check=lost)
+
+    with pytest.raises(LookupError, match="partition lost"):
+        guard.check()
+
+
+async def test_a_blocked_loop_is_noticed_without_anyone_calling_check():
+    ended: list[int] = []
+    guard = LoopGuard(0.2, end=ended.append)
+    await guard.start()
+
+    time.sleep(0.3)  # noqa: ASYNC251  the loop is to stand still
+    async with asyncio.timeout(5):
+        while not ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await guard.stop()
+
+    assert ended[0] == FENCED_EXIT_CODE
+    assert guard.longest_pause_s > 0.15
+
+
+# -- watchdog -----------------------------------------------------------------------------------
+
+
+def make_watchdog(clock: Clock) -> ProgressWatchdog:
+    return ProgressWatchdog(faust.App("watched", web_enabled=False), patience_s=30, clock=clock)
+
+
+def test_a_partition_with_lag_that_does_not_move_is_stuck_until_it_moves():
+    clock = Clock()
+    watchdog = make_watchdog(clock)
+
+    watchdog.observe({SOURCE: 5}, {SOURCE: 20})
+    clock.now_s += 31
+    watchdog.observe({SOURCE: 5}, {SOURCE: 40})
+    assert watchdog.stuck_partitions == {SOURCE}
+    assert watchdog.lag == {SOURCE: 35}
+
+    watchdog.observe({SOURCE: 6}, {SOURCE: 40})
+    assert watchdog.stuck_partitions == frozenset()
+
+
+def test_a_partition_without_lag_or_with_progress_is_never_stuck():
+    clock = Clock()
+    watchdog = make_watchdog(clock)
+    idle, slow = TP("events", 1), TP("events", 2)
+
+    for step in range(10):
+        watchdog.observe({idle: 7, slow: step}, {idle: 7, slow: 1000})
+        clock.now_s += 29
+
+    assert watchdog.stuck_partitions == frozenset()
+
+
+def test_a_partition_that_never_started_is_stuck():
+    clock = Clock()
+    watchdog = make_watchdog(clock)
+
+    watchdog.observe({SOURCE: None}, {SOURCE: 3})
+    clock.now_s += 31
+    watchdog.observe({SOURCE: None}, {SOURCE: 3})
+
+    assert watchdog.stuck_partitions == {SOURCE}
+
+
+# -- table --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_table(tmp_path: Path) -> Iterator[object]:
+    """Opens the same table again and again, as restarts do; at most one at a time."""
+    opened: list[RowTable] = []
+
+    def make() -> RowTable:
+        close()
+        app = faust.App(f"rows-{len(opened)}", datadir=str(tmp_path), **faust_settings())
+        app.conf.tabledir = tmp_path / "tables"
+        app.conf.tabledir.mkdir(exist_ok=True)
+        opened.append(app.Table("rows", partitions=2))
+        return opened[-1]
+
+    def close() -> None:
+        if opened:
+            asyncio.run(opened[-1].data.stop())
+
+    yield make
+    close()
+
+
+def test_rows_are_read_in_the_order_asked_for_and_none_deletes(make_table):
+    table = make_table()
+
+    table.write(1, [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")], 7)
+    table.write(1, [(b"b", None)], 8)
+
+    assert table.get_many(1, [b"c", b"b", b"x", b"a", b"c"]) == [b"3", None, None, b"1", b"3"]
+    assert table.get_many(0, [b"a"]) == [None]
+    assert list(table.iter_rows(1)) == [(b"a", b"1"), (b"c", b"3")]
+
+
+def test_rows_offset_and_watermark_survive_a_restart_together(make_table):
+    table = make_table()
+    changelog = TP(table.changelog_topic_name, 1)
+    assert (table.persisted_offset(changelog), table.source_watermark(1)) == (None, None)
+
+    table.write(1, [(b"a", b"1"), source_row(41)], 9)
+    table = make_table()
+
+    assert table.get_many(1, [b"a"]) == [b"1"]
+    assert table.persisted_offset(changelog) == 9
+    assert table.source_watermark(1) == 41
+
+
+def test_a_row_under_the_tables_own_key_is_refused(make_table):
+    with pytest.raises(ReservedKeyError):
+        make_table().write(0, [(b"__faust\0offset__", b"5")], 1)
+
+
+def test_a_partition_that_is_found_damaged_while_reading_is_set_aside_at_the_next_start(
+    make_table, tmp_path
+):
+    table = make_table()
+    table.write(0, [(b"k%d" % n, os.urandom(200)) for n in range(2_000)], 1)
+    table.data.db(0).flush()
+    table = make_table()
+    (file, *_) = (tmp_path / "tables").glob("rows-0.db/*.sst")
+    content = bytearray(file.read_bytes())
+    content[: len(content) // 2] = os.urandom(len(content) // 2)
+    file.write_bytes(content)
+
+    with pytest.raises(DamagedTableError):
+        table.get_many(0, [b"k%d" % n for n in range(2_000)])
+    table = make_table()
+
+    assert table.get_many(0, [b"k1"]) == [None]
+    assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
+
+
+def test_a_database_that_another_process_holds_is_not_taken_for_damaged(make_table, tmp_path):
+    table = make_table()
+    table.write(0, [(b"a", b"1")], 1)
+
+    with pytest.raises(Exception, match="lock"):
+        table.data._open_for_partition(0)
+
+    assert not list(tmp_path.rglob("*.damaged"))
+
+
+# -- options and producer -----------------------------------------------------------------------
+
+
+def test_impossible_options_are_refused_by_name():
+    with pytest.raises(BatchOptionsError, match="max_queued_slices"):
+        BatchOptions(frozenset({"events"}), max_queued_slices=0)
+
+
+@contextlib.asynccontextmanager
+async def running_producer(bootstrap: str, limits: BrokerLimits) -> AsyncIterator[BatchProducer]:
+    app = faust.App("producer", broker=f"kafka://{bootstrap}", **faust_settings(limits))
+    install(app, BatchOptions(frozenset()))
+    app.finalize()
+    producer: BatchProducer = app.producer
+    await producer.start()
+    yield producer
+    await producer.stop()
+
+
+@pytest.fixture
+def topic(kafka, prefix) -> str:
+    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+    admin.create_topics([NewTopic(f"{prefix}out", 1, 1)])
+    admin.close()
+    return f"{prefix}out"
+
+
+async def read_all(bootstrap: str, topic: str) -> list:
+    """With aiokafka, as workers do: it decompresses with cramjam, kafka-python does not."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    partition = TopicPartition(topic, 0)
+    consumer.assign([partition])
+    end = (await consumer.end_offsets([partition]))[partition]
+    found: list = []
+    while await consumer.position(partition) < end:
+        for records in (await consumer.getmany(timeout_ms=500)).values():
+            found += records
+    await consumer.stop()
+    return found
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+async def test_records_arrive_in_order_and_deliveries_cover_them(kafka, topic, compression):
+    records = [(b"key-%d" % n, os.urandom(700) if n % 7 else None) for n in range(2_000)]
+    headers = [[("n", b"%d" % n)] for n in range(2_000)]
+
+    limits = BrokerLimits(compression=compression)
+    async with running_producer(kafka.bootstrap, limits) as producer:
+        deliveries = await producer.send_records(
+            topic, 0, records, timestamp_ms=1_700_000_000_000, headers=headers
+        )
+        done = await asyncio.gather(*deliveries)
+        assert await producer.send_records(topic, 0, [], timestamp_ms=0) == []
+
+    assert len(done) > 1, "2,000 records of 700 bytes need more than one batch of 512 KiB"
+    covered = [offset for base, count in done for offset in range(base, base + count)]
+    assert covered == list(range(2_000))
+    found = await read_all(kafka.bootstrap, topic)
+    assert [(r.key, r.value) for r in found] == records
+    assert [list(r.headers) for r in found] == headers
+    assert {r.timestamp for r in found} == {1_700_000_000_000}
+
+
+@pytest.mark.broker
+async def test_a_record_above_the_limit_is_refused_with_its_size_and_nothing_is_sent(kafka, topic):
+    limit = 200_000
+    largest = limit - record_bytes(b"k", b"")
+    limits = BrokerLimits(max_request_bytes=limit)
+
+    async with running_producer(kafka.bootstrap, limits) as producer:
+        with pytest.raises(RecordTooLargeError, match=r"200,000 bytes, got 200,001"):
+            await producer.send_records(
+                topic, 0, [(b"k", b"small"), (b"k", b"x" * (largest + 1))], timestamp_ms=1
+            )
+        (delivery,) = await producer.send_records(
+            topic, 0, [(b"k", os.urandom(largest))], timestamp_ms=1
+        )
+        assert await delivery == (0, 1)
+
+
+@pytest.mark.broker
+async def test_a_record_just_under_the_default_limit_is_taken_by_a_default_broker(kafka, topic):
+    async with running_producer(kafka.bootstrap, BrokerLimits()) as producer:
+        value = os.urandom(1024**2 - record_bytes(b"k", b""))
+        (delivery,) = await producer.send_records(topic, 0, [(b"k", value)], timestamp_ms=1)
+
+        assert await delivery == (0, 1)

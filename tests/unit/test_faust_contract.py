@@ -1,0 +1,152 @@
+"""What the batch layer uses of the inside of faust and aiokafka.
+
+Both are pinned. When one of these tests fails after an upgrade, read what changed there before the
+pin is moved: the layer overrides or calls exactly this.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+
+import aiokafka
+import faust
+import pytest
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.producer.message_accumulator import BatchBuilder
+from faust.app.base import App
+from faust.stores import rocksdb
+from faust.streams import Stream
+from faust.tables.base import Collection
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
+from faust.transport import consumer as faust_consumer
+from faust.transport.conductor import Conductor
+from faust.transport.drivers import aiokafka as driver
+from mode.supervisors import CrashingSupervisor
+from mode.utils.queues import FlowControlEvent, ThrowableQueue
+
+
+def test_the_versions_are_those_the_layer_was_written_for():
+    assert version("faust-streaming") == "0.15.3"
+    assert version("aiokafka") == "0.14.0"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        # consumer: overridden
+        (driver.Consumer, "_drain_messages", ["self", "fetcher"]),
+        (driver.Consumer, "perform_seek", ["self"]),
+        (driver.Consumer, "seek_wait", ["self", "partitions"]),
+        (driver.Consumer, "wait_empty", ["self"]),
+        (driver.Consumer, "on_task_error", ["self", "exc"]),
+        (driver.Consumer, "_crash", ["self", "reason"]),
+        (driver.Consumer, "_new_offset", ["self", "tp"]),
+        (driver.Consumer, "_filter_tps_with_pending_acks", ["self", "topics"]),
+        (driver.Consumer, "verify_event_path", ["self", "now", "tp"]),
+        # consumer: called
+        (driver.Consumer, "_wait_next_records", ["self", "timeout"]),
+        (driver.Consumer, "_to_message", ["self", "tp", "record"]),
+        (driver.Consumer, "_add_gap", ["self", "tp", "offset_from", "offset_to"]),
+        (driver.Consumer, "earliest_offsets", ["self", "partitions"]),
+        (driver.Consumer, "highwaters", ["self", "partitions"]),
+        (driver.AIOKafkaConsumerThread, "seek_wait", ["self", "partitions"]),
+        (driver.AIOKafkaConsumerThread, "_ensure_consumer", ["self"]),
+        (faust_consumer, "ensure_TP", ["tp"]),
+        # producer
+        (driver.Producer, "_ensure_producer", ["self"]),
+        (aiokafka.AIOKafkaProducer, "create_batch", ["self"]),
+        (aiokafka.AIOKafkaProducer, "send_batch", ["self", "batch", "topic", "partition"]),
+        (BatchBuilder, "append", ["self", "timestamp", "key", "value", "headers"]),
+        (BatchBuilder, "close", ["self"]),
+        (BatchBuilder, "record_count", ["self"]),
+        # stream
+        (Stream, "_channel_stop_iteration", ["self", "channel"]),
+        (ThrowableQueue, "force_put_nowait", ["self", "item"]),
+        (FlowControlEvent, "acquire", ["self"]),
+        (FlowControlEvent, "is_active", ["self"]),
+        # tables
+        (Collection, "_new_store", ["self"]),
+        (rocksdb.Store, "_db_for_partition", ["self", "partition"]),
+        (rocksdb.Store, "_open_for_partition", ["self", "partition"]),
+        (rocksdb.Store, "partition_path", ["self", "partition"]),
+        (rocksdb.Store, "revoke_partitions", ["self", "table", "tps"]),
+        (rocksdb.Store, "apply_changelog_batch", ["self", "batch", "to_key", "to_value"]),
+        (rocksdb.Store, "stop", ["self"]),
+        (Recovery, "need_recovery", ["self"]),
+        (Recovery, "standby_remaining_total", ["self"]),
+        (TableManager, "on_standbys_ready", ["self"]),
+    ],
+)
+def test_a_method_has_the_parameters_the_layer_relies_on(owner, name, parameters):
+    function = inspect.unwrap(getattr(owner, name))
+
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+@pytest.mark.parametrize(
+    ("owner", "word"),
+    [
+        (driver.Consumer._commit_tps, "_filter_committable_offsets"),
+        (driver.Consumer.force_commit, "_filter_tps_with_pending_acks"),
+        (driver.Consumer._filter_committable_offsets, "_new_offset"),
+        (driver.Consumer.getmany, "_wait_next_records"),
+        (faust_consumer.Fetcher._fetcher.fun, "_drain_messages"),
+        (Recovery.on_recovery_completed, "perform_seek"),
+        (Recovery._restart_recovery.fun, "signal_recovery_end"),
+        (Recovery._seek_offsets, "seek_wait"),
+        (App._on_agent_error, "on_task_error"),
+        (App._on_partitions_revoked, "_consumer_wait_empty"),
+        (Conductor._update_tp_index, "tp_index"),
+    ],
+)
+def test_a_method_still_goes_through_what_the_layer_overrides(owner, word):
+    assert word in inspect.getsource(inspect.unwrap(owner))
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute"),
+    [
+        (Recovery, "active_tps"),
+        (Recovery, "standby_tps"),
+        (Recovery, "active_offsets"),
+        (Recovery, "standby_offsets"),
+        (Recovery, "_active_events_received_at"),
+        (TableManager, "_changelogs"),
+        (Conductor, "_tp_index"),
+        (faust_consumer.Consumer, "_committed_offset"),
+        (faust_consumer.Consumer, "_read_offset"),
+        (faust_consumer.Consumer, "_buffered_partitions"),
+        (faust_consumer.Consumer, "flow_active"),
+        (faust_consumer.Consumer, "suspend_flow"),
+    ],
+)
+def test_an_attribute_the_layer_reads_is_declared(owner, attribute):
+    assert attribute in owner.__annotations__
+
+
+def test_the_group_generation_is_where_ownership_is_read():
+    assert "self.generation = OffsetCommitRequest.DEFAULT_GENERATION_ID" in inspect.getsource(
+        GroupCoordinator.reset_generation
+    )
+
+
+def test_the_store_keeps_the_changelog_offset_as_text_under_its_own_key():
+    assert rocksdb.Store.offset_key == b"__faust\0offset__"
+    assert "str(offset).encode()" in inspect.getsource(rocksdb.Store.set_persisted_offset)
+
+
+def test_a_crashing_supervisor_does_not_restart_its_agents():
+    assert (
+        "supervisor"
+        not in inspect.getsource(CrashingSupervisor._contribute_to_service).split("pass")[1]
+    )
+
+
+def test_an_app_takes_transports_and_classes():
+    settings = dir(faust.Settings)
+
+    assert {"Stream", "Table", "agent_supervisor", "stream_wait_empty"} <= set(settings)
+    assert App.transport.fset is not None
+    assert App.producer_transport.fset is not None
