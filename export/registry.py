@@ -84,6 +84,7 @@ class Registry:
             fill(folder)  # 1
             files = {child.name: file_entry(child) for child in sorted(folder.iterdir())}
             for child in folder.iterdir():
+                child.chmod(0o644)
                 _sync(child)
             return open_release(self._publish(home, folder, manifest, files))
         except BaseException:
