@@ -7,6 +7,7 @@ compute other numbers.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ Arrays = dict[str, NDArray[Any]]
 
 #: The largest difference between a score in torch and in ONNX Runtime.
 TOLERANCE = 1e-4
+_PREFIXES = {
+    "rank_inputs": "graph.in.",
+    "rank_outputs": "graph.out.",
+    "tower_inputs": "tower.in.",
+    "tower_outputs": "tower.out.",
+}
 #: Scores closer than this may stand in either order.
 _TIE = 1e-6
 
@@ -39,9 +46,9 @@ class Golden:
     tower_outputs: Arrays
 
     def write(self, folder: Path) -> None:
-        """Write golden.npz: arrays named `rank_inputs.<name>` and so on."""
+        """Write golden.npz: arrays named `graph.in.<name>`, `tower.out.<name>` and so on."""
         arrays = {
-            f"{part}.{name}": array
+            _PREFIXES[part] + name: array
             for part in self.__slots__
             for name, array in getattr(self, part).items()
         }
@@ -53,10 +60,10 @@ def read_golden(folder: Path) -> Golden:
     parts: dict[str, Arrays] = {part: {} for part in Golden.__slots__}
     try:
         with np.load(folder / GOLDEN, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                part, name = key.split(".", 1)
-                parts[part][name] = arrays[key]
-    except (OSError, ValueError, KeyError) as error:
+            for part, prefix in _PREFIXES.items():
+                names = [key for key in arrays.files if key.startswith(prefix)]
+                parts[part] = {key.removeprefix(prefix): arrays[key] for key in names}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise GoldenError(
             f"{folder / GOLDEN}: wanted golden vectors, got: {error}; export the release again"
         ) from error
