@@ -1,0 +1,142 @@
+"""See that every due list was sent, for a state that contains what made it due."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stream.verify.deltas import DeltaTopic
+from stream.verify.report import Check
+from stream.verify.rows import StoredRow
+from stream.verify.users import ExpectedState, ExpectedUser, hash8
+
+_REC_ID = re.compile(rb'"rec_id":"([^"]*)"')
+_MAX_SERVED = 20
+
+User = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class SentList:
+    """The newest list of a user."""
+
+    rec_id: str
+    seq: int
+    items: tuple[str, ...]
+    reason: str
+    trigger_offset: int
+
+
+@dataclass(slots=True)
+class SentLists:
+    """The newest list of every user, and where a seq fell."""
+
+    newest: dict[User, SentList]
+    seq_falls: list[str]
+    records: int = 0
+
+    @classmethod
+    def of(cls, records: Iterable[Any]) -> SentLists:
+        """Of all records of recommendations."""
+        lists = cls({}, [])
+        for record in records:
+            if record.value is not None:
+                lists.records += 1
+                lists._take(json.loads(record.value))
+        return lists
+
+    def _take(self, message: dict[str, Any]) -> None:
+        known = "user_id" in message
+        owner = message["user_id"] if known else message["anonymous_id"]
+        user = (message["tenant"], "u" if known else "a", owner)
+        before, seq = self.newest.get(user), message["seq"]
+        if before is not None and seq < before.seq:
+            self.seq_falls.append(f"seq of user {user} falls from {before.seq} to {seq}")
+            return
+        trigger = message["trigger"]
+        self.newest[user] = SentList(
+            message["rec_id"],
+            seq,
+            tuple(item["item_id"] for item in message["items"]),
+            trigger["reason"],
+            trigger.get("offset", -1),
+        )
+
+
+def applied_offsets(decisions: Iterable[Any], lists: SentLists) -> dict[str, int]:
+    """rec_id -> how far the source was applied when the list was ranked, for the newest lists."""
+    wanted = {sent.rec_id for sent in lists.newest.values()}
+    found: dict[str, int] = {}
+    for record in decisions:
+        match = _REC_ID.search(record.value or b"")
+        if match and (rec_id := match.group(1).decode()) in wanted:
+            found[rec_id] = json.loads(record.value)["state"]["applied_offset"]
+    return found
+
+
+def check_lists(
+    lists: SentLists,
+    applied: Mapping[str, int],
+    expected: ExpectedState,
+    rows: Mapping[User, StoredRow],
+    topic: DeltaTopic,
+) -> Check:
+    """Every user with a due event has a list that was ranked with it; rows know their last list."""
+    check = Check("newest lists", "due users")
+    for fall in lists.seq_falls:
+        check.miss(fall)
+    known = {hash8(item) for item in _known_items(expected)}
+    excused = 0
+    for name, user in expected.users.items():
+        if user.due_offset < 0:
+            continue
+        check.checked += 1
+        sent = lists.newest.get(name)
+        if sent is None:
+            if _has_nothing_to_list(user, topic, known):
+                excused += 1
+            else:
+                check.lose(f"user {name} has no list; due since offset {user.due_offset}")
+        elif not _contains(sent, user, applied.get(sent.rec_id)):
+            check.lose(f"the newest list of user {name} is older than offset {user.due_offset}")
+        if sent is not None and name in rows:
+            _compare_with_row(check, name, sent, rows[name])
+    for name in lists.newest.keys() - expected.users.keys():
+        check.miss(f"a list of user {name}, who has no events")
+    check.notes.append(f"{lists.records:,} lists in all")
+    if excused:
+        check.notes.append(f"{excused} without a list, as there was nothing to list yet")
+    return check
+
+
+def _contains(sent: SentList, user: ExpectedUser, applied: int | None) -> bool:
+    if applied is not None:
+        return applied >= user.due_offset
+    # without decisions: a trigger that is a visit may stand before other events of its batch
+    bound = user.due_visit_offset if sent.reason == "visit" else user.due_offset
+    return sent.trigger_offset >= bound
+
+
+def _known_items(expected: ExpectedState) -> set[str]:
+    return {delta.item_id for delta in expected.deltas.values() if delta.weight}
+
+
+def _has_nothing_to_list(user: ExpectedUser, topic: DeltaTopic, known: set[bytes]) -> bool:
+    """Whether the last due event was in the first batch of all, or the user has taken all items."""
+    if user.due_offset <= topic.first_batch.get(user.partition, -1) or not known:
+        return True
+    return all(int.from_bytes(item, "little") in user.taken_ever for item in known)
+
+
+def _compare_with_row(check: Check, name: User, sent: SentList, row: StoredRow) -> None:
+    if row.seq != sent.seq:
+        check.miss(f"the row of user {name} has seq {row.seq}, the newest list {sent.seq}")
+        return
+    rec_id = bytes.fromhex(sent.rec_id)[:8]
+    if not row.rec_ids or row.rec_ids[-1] != rec_id:
+        check.miss(f"the row of user {name} does not end with rec_id {sent.rec_id}")
+    elif row.served != tuple(hash8(item) for item in sent.items[:_MAX_SERVED]):
+        check.miss(f"the row of user {name} names other served items than its newest list")

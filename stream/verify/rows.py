@@ -1,0 +1,197 @@
+"""Compare users' rows, in the changelog and on disk, with what they must be."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rocksdict
+
+from stream.verify.report import Check
+from stream.verify.users import ExpectedState, ExpectedUser
+
+#: version, a pad byte, counts of events, ring, taken, served and rec_ids, events in all,
+#: fingerprint, applied offset, seq, newest event time, next due time, digest of interests.
+_HEADER = struct.Struct("<BxHHHHHIQqQqqQ")
+_HISTORY_EVENT = struct.Struct("<QqqffII")
+_SOURCE_KEY = b"\x00source"
+_POSITION_KEY = b"__faust\x00offset__"
+_SEPARATOR = "\x1f"
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A row of version 1, taken apart."""
+
+    fingerprint: int
+    events: tuple[bytes, ...]
+    ring: tuple[bytes, ...]
+    taken: tuple[bytes, ...]
+    served: tuple[bytes, ...]
+    rec_ids: tuple[bytes, ...]
+    events_total: int
+    applied_offset: int
+    seq: int
+    newest_ms: int
+
+    @classmethod
+    def parse(cls, data: bytes) -> StoredRow:
+        """Raises ValueError for bytes that are no such row."""
+        if len(data) < _HEADER.size or data[0] != _VERSION:
+            raise ValueError(f"{len(data)} bytes, version {data[:1].hex()}")
+        _, *counts, total, fingerprint, applied, seq, newest, _, _ = _HEADER.unpack_from(data)
+        sizes = [_HISTORY_EVENT.size, 8, 8, 8, 8]
+        parts, at = [], _HEADER.size
+        for count, size in zip(counts, sizes, strict=True):
+            parts.append(tuple(data[at + i * size : at + (i + 1) * size] for i in range(count)))
+            at += count * size
+        if at != len(data):
+            raise ValueError(f"{len(data)} bytes where the header tells {at}")
+        events, ring, taken, served, rec_ids = parts
+        return cls(fingerprint, events, ring, taken, served, rec_ids, total, applied, seq, newest)
+
+    def offsets(self) -> list[int]:
+        """The source offsets of the events in the history."""
+        return [_HISTORY_EVENT.unpack(event)[2] for event in self.events]
+
+
+@dataclass(slots=True)
+class Changelog:
+    """The newest value of every key in the changelog, and where it stands."""
+
+    values: dict[tuple[int, bytes], tuple[int, bytes | None]]  # partition, key -> offset, value
+    ends: dict[int, int]
+
+    @classmethod
+    def of(cls, records: Iterable[Any], ends: dict[int, int]) -> Changelog:
+        """Of all records of the changelog."""
+        return cls({(r.partition, r.key): (r.offset, r.value) for r in records}, ends)
+
+    def rows(self) -> dict[tuple[int, bytes], bytes]:
+        """The users' rows."""
+        return {
+            where: value
+            for where, (_, value) in self.values.items()
+            if value is not None and where[1] != _SOURCE_KEY
+        }
+
+    def source_offset(self, partition: int) -> int:
+        """The last source offset that the rows of a partition contain; -1: none."""
+        _, value = self.values.get((partition, _SOURCE_KEY), (0, None))
+        return -1 if value is None else int.from_bytes(value, "little", signed=True)
+
+
+def check_rows(
+    changelog: Changelog, expected: ExpectedState, fingerprint: int, ends: dict[int, int]
+) -> tuple[Check, dict[tuple[str, str, str], StoredRow]]:
+    """Every user's newest row against the log; gives back the rows that can be read."""
+    check = Check("rows in the changelog", "users", len(expected.users))
+    stored = changelog.rows()
+    found: dict[tuple[str, str, str], StoredRow] = {}
+    for name, user in expected.users.items():
+        data = stored.pop((user.partition, _SEPARATOR.join(name).encode()), None)
+        if data is None:
+            check.lose(f"no row of user {name} with {user.events_total} events", 1)
+            continue
+        try:
+            found[name] = row = StoredRow.parse(data)
+        except ValueError as error:
+            check.miss(f"the row of user {name} cannot be read: {error}")
+            continue
+        _compare(check, name, user, row, fingerprint)
+    for partition, key in stored:
+        check.miss(f"a row of {key!r} in partition {partition}, who has no events there")
+    for partition, end in ends.items():
+        if end and changelog.source_offset(partition) != end - 1:
+            check.lose(
+                f"partition {partition} is applied up to {changelog.source_offset(partition)}, "
+                f"and ends at {end}"
+            )
+    check.notes.append(f"{sum(u.events_total for u in expected.users.values()):,} events folded")
+    return check, found
+
+
+def _compare(
+    check: Check, name: tuple[str, str, str], user: ExpectedUser, row: StoredRow, fingerprint: int
+) -> None:
+    wanted, got = {offset for _, offset, _ in user.history}, row.offsets()
+    lost = max(len(wanted.difference(got)), user.events_total - row.events_total)
+    again = max(len(got) - len(set(got)), row.events_total - user.events_total)
+    if lost > 0:
+        check.lose(f"{lost} events of user {name}", lost)
+    if again > 0:
+        check.repeat(f"{again} events of user {name}", again)
+    if lost > 0 or again > 0:
+        return
+    pairs = {
+        "fingerprint": (fingerprint, row.fingerprint),
+        "history": (tuple(packed for _, _, packed in user.history), row.events),
+        "dedupe ring": (tuple(user.ring), row.ring),
+        "taken items": (tuple(user.taken), row.taken),
+        "applied offset": (user.applied_offset, row.applied_offset),
+        "newest event time": (user.newest_ms, row.newest_ms),
+    }
+    for what, (should, has) in pairs.items():
+        if should != has:
+            check.miss(f"{what} of user {name}: wanted {should!r:.200}, got {has!r:.200}")
+            return
+
+
+def check_disk(data_dirs: list[Path], app: str, changelog: Changelog) -> Check:
+    """What workers have on disk against the changelog, up to where each one has it.
+
+    A key that has a newer record in the changelog than the disk knows of cannot be judged: the
+    older record may be compacted away.
+    """
+    check = Check("rows on disk", "rows")
+    current = set()
+    for path in sorted(p for d in data_dirs for p in d.glob(f"{app}/v*/tables/*-*.db")):
+        partition = int(path.stem.rpartition("-")[2])
+        rows = _rows_on_disk(path)
+        position = int(rows.pop(_POSITION_KEY, b"-1"))
+        if position >= changelog.ends[partition] - 1:
+            current.add(partition)
+        _compare_disk(check, path, partition, position, rows, changelog)
+    behind = sorted({p for p, end in changelog.ends.items() if end} - current)
+    if behind:
+        check.notes.append(f"no copy of partitions {behind} is as new as the changelog")
+    return check
+
+
+def _compare_disk(
+    check: Check,
+    path: Path,
+    partition: int,
+    position: int,
+    rows: dict[bytes, bytes],
+    changelog: Changelog,
+) -> None:
+    for (of, key), (offset, value) in changelog.values.items():
+        if of != partition or offset > position:
+            continue
+        check.checked += 1
+        if rows.get(key) == value:
+            continue
+        if value is not None and key not in rows:
+            check.lose(f"{path}: no row of {key!r}")
+        else:
+            check.miss(f"{path}: the row of {key!r} is not that of changelog offset {offset}")
+    for key in rows:
+        if (partition, key) not in changelog.values:
+            check.miss(f"{path}: a row of {key!r}, which the changelog does not know")
+
+
+def _rows_on_disk(path: Path) -> dict[bytes, bytes]:
+    database = rocksdict.Rdict(
+        str(path),
+        options=rocksdict.Options(raw_mode=True),
+        access_type=rocksdict.AccessType.read_only(),
+    )
+    try:
+        return dict(database.items())
+    finally:
+        database.close()

@@ -1,0 +1,119 @@
+"""Fold the log into what every user's row and every delta must be, one event after another."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stream.settings import Settings
+from stream.verify.events import Event
+
+_HISTORY_EVENT = struct.Struct("<QqqffII")
+#: An event is linked with so many items before it.
+_LINKS = 5
+_SIXTEENTHS = 16
+
+
+class Delta(NamedTuple):
+    """What one event adds to the statistics of all users."""
+
+    item_id: str
+    previous: tuple[int, ...]  # hashes, newest first
+    time_ms: int
+    weight: int  # sixteenths
+
+
+@dataclass(slots=True)
+class ExpectedUser:
+    """What a user's row must hold."""
+
+    partition: int
+    history: list[tuple[int, int, bytes]] = field(default_factory=list)  # time, offset, event
+    ring: deque[bytes] = field(default_factory=deque)
+    taken: list[bytes] = field(default_factory=list)
+    applied_offset: int = -1
+    events_total: int = 0
+    newest_ms: int = 0
+    due_offset: int = -1  # of the newest event that made a list due; -1: none did
+    due_visit_offset: int = -1
+    taken_ever: set[int] = field(default_factory=set)
+
+
+class ExpectedState:
+    """The fold of a log, to be compared with what an engine has made of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.users: dict[tuple[str, str, str], ExpectedUser] = {}
+        self.deltas: dict[tuple[int, int], Delta] = {}  # partition, offset
+        self.duplicates = 0
+        self._max_history = settings.max_history
+        self._max_taken = settings.max_taken
+        self._ring_size = settings.dedupe_ring
+
+    def apply(self, event: Event, partition: int, offset: int) -> None:
+        """Take the next event of its partition."""
+        user = self.users.get(event.user)
+        if user is None:
+            user = self.users[event.user] = ExpectedUser(partition)
+        if event.makes_due:
+            user.due_offset = offset
+            if event.role.role == "visit":
+                user.due_visit_offset = offset
+        user.applied_offset = offset
+        if event.role.role == "visit":
+            return
+        event_hash = hash8(event.event_id)
+        if event_hash in user.ring:
+            self.duplicates += 1
+            return
+        self._fold(user, event, event_hash, partition, offset)
+
+    def _fold(
+        self, user: ExpectedUser, event: Event, event_hash: bytes, partition: int, offset: int
+    ) -> None:
+        assert event.item_id is not None
+        item = int.from_bytes(hash8(event.item_id), "little")
+        packed = _HISTORY_EVENT.pack(
+            item,
+            event.time_ms,
+            offset,
+            event.value,
+            event.portion,
+            0 if event.session_id is None else hash4(event.session_id),
+            hash4(event.type),
+        )
+        place = bisect.bisect(user.history, (event.time_ms, offset))
+        before = user.history[max(place - _LINKS, 0) : place]
+        previous = tuple(int.from_bytes(kept[2][:8], "little") for kept in reversed(before))
+        user.history.insert(place, (event.time_ms, offset, packed))
+        if len(user.history) > self._max_history:
+            self._take(user, user.history.pop(0)[2][:8])
+        if self._ring_size:
+            user.ring.append(event_hash)
+            if len(user.ring) > self._ring_size:
+                user.ring.popleft()
+        user.taken_ever.add(item)
+        user.events_total += 1
+        user.newest_ms = max(user.newest_ms, event.time_ms)
+        weight = round(event.role.weight * _SIXTEENTHS) if event.role.role == "positive" else 0
+        self.deltas[partition, offset] = Delta(event.item_id, previous, event.time_ms, weight)
+
+    def _take(self, user: ExpectedUser, item: bytes) -> None:
+        if self._max_taken and item not in user.taken:
+            user.taken.append(item)
+            if len(user.taken) > self._max_taken:
+                user.taken.pop(0)
+
+
+def hash8(text: str) -> bytes:
+    """The 8 bytes that stand for an item or event id."""
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def hash4(text: str) -> int:
+    """The number that stands for an event type or a session; never 0."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") or 1
