@@ -344,7 +344,18 @@ class ItemStatistics:
         limit = self.settings.neighbours
         if len(to) > limit:
             ties = self.index.hashes[to]
-            kept = np.union1d(*(np.lexsort((ties, -kind))[:limit] for kind in weights))
+            kept = np.union1d(*(_largest(kind, ties, limit) for kind in weights))
             to, shares = to[kept], np.ascontiguousarray(shares[:, kept])
         self._cut[row] = to, shares
         return to, shares
+
+
+def _largest(values: NDArray[np.float64], ties: NDArray[np.uint64], count: int) -> Rows:
+    """[count] places of the largest of more than `count` values; of equals the smallest `ties`."""
+    cut = np.partition(values, len(values) - count)[len(values) - count]
+    above = np.flatnonzero(values > cut)
+    equal = np.flatnonzero(values == cut)
+    missing = count - len(above)
+    if len(equal) > missing:
+        equal = equal[np.argpartition(ties[equal], missing - 1)[:missing]]
+    return np.concatenate([above, equal])

@@ -1,7 +1,8 @@
-"""Publish the list for users without one of their own: when it changes, and at least hourly."""
+"""Do what one worker does for all: `trending`, snapshots, dead letters of `items`."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ from stream.agents import Outbox, SendRecords
 from stream.events import DEFAULT_SCENARIO, RankedItem, Trending, encode
 from stream.live import LiveParts
 from stream.settings import Settings
-from stream.snapshots import save_snapshot
+from stream.snapshots import save_snapshot, take_snapshot
 
 #: Places of the list; a consumer filters out what its user has seen.
 TRENDING_LENGTH = 200
@@ -140,14 +141,16 @@ class SharedOutputs(Service):  # type: ignore[misc]
         while not self.should_stop:
             await self.sleep(self._settings.snapshot_interval_s)
             if self._is_owner():
-                self._save()
+                await self._save()
 
-    def _save(self) -> None:
-        events = self._live.statistics.statistics.events
+    async def _save(self) -> None:
+        live = self._live
+        events = live.statistics.statistics.events
         if events == self._saved_events:
             return
+        snapshot = take_snapshot(live.statistics, self._source)
         try:
-            path = save_snapshot(self._live.snapshot_folder, self._live.statistics, self._source)
+            path = await asyncio.to_thread(save_snapshot, live.snapshot_folder, snapshot)
         except OSError as error:
             self.log.error("cannot save a snapshot of the statistics: %s", error)
             return

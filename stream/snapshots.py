@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -32,22 +33,28 @@ class SnapshotError(DriftlineError):
     """A snapshot cannot be used; a worker reads the topic from its beginning instead."""
 
 
-def save_snapshot(folder: Path, live: LiveStatistics, source: str) -> Path:
-    """Write the statistics and how far they are read; `source` names topics and settings."""
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of the statistics and how far they are read, for a thread to write."""
+
+    events: int
+    arrays: dict[str, NDArray[np.generic]]
+
+
+def take_snapshot(live: LiveStatistics, source: str) -> Snapshot:
+    """Copy the statistics; `source` names topics and settings."""
+    return Snapshot(live.statistics.events, _arrays(live, source))
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
+    """Write a snapshot and point at it; returns its file."""
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **_arrays(live, source))  # type: ignore[arg-type]
+    np.savez_compressed(buffer, **snapshot.arrays)  # type: ignore[arg-type]
     data = buffer.getvalue()
-    name = f"statistics-{live.statistics.events:012d}.npz"
+    name = f"statistics-{snapshot.events:012d}.npz"
     _write(folder / name, data)
-    pointer = {
-        "version": SNAPSHOT_VERSION,
-        "file": name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "events": live.statistics.events,
-        "newest_ms": live.statistics.newest_ms,
-        "positions": live.positions,
-    }
+    pointer = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
     _write(folder / "latest.json", json.dumps(pointer, indent=1).encode())
     for old in sorted(folder.glob("statistics-*.npz"))[: -_KEPT - 1]:
         old.unlink(missing_ok=True)
@@ -109,7 +116,7 @@ def _arrays(live: LiveStatistics, source: str) -> dict[str, NDArray[np.generic]]
     }
     for number, counts in enumerate(statistics.popularity_counts):
         for epoch, sums in counts.sums.items():
-            arrays[f"popularity-{number}-{epoch}"] = sums[:size]
+            arrays[f"popularity-{number}-{epoch}"] = sums[:size].copy()
     return arrays
 
 
