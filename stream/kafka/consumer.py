@@ -32,6 +32,10 @@ from stream.kafka.table import RowTable
 #: One wait for records; also how often a quiet consumer looks whether it should stop.
 FETCH_WAIT_S = 1.0
 
+#: How long a fetch waits at the broker when there is nothing. Requests on a connection are answered
+#: in order: at Faust's 1,500 ms a seek after a rebalance took seconds.
+LONG_POLL_MS = 200
+
 #: Changelog rows in one RocksDB write: a few milliseconds, so that heartbeats are not kept waiting.
 RESTORE_ROWS = 512
 
@@ -55,6 +59,17 @@ class HandOverError(DriftlineError):
     """A batch was still in work when its partitions had to be given back."""
 
 
+class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
+    """Faust's thread with the aiokafka consumer, that asks the broker more often."""
+
+    def _create_worker_consumer(
+        self, transport: driver.Transport
+    ) -> driver.aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = LONG_POLL_MS
+        return consumer
+
+
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Faust's aiokafka consumer, delivering slices. `continuity` has its counters."""
 
@@ -65,6 +80,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._acked_through: dict[TP, int] = {}
         self._seek_count = 0
         self._dropped: set[TP] = set()
+        self._is_sought = False
+        #: Set when Faust has resumed after recovery: it empties every queue as it does.
+        self._may_deliver = asyncio.Event()
         self._has_space = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -113,6 +131,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def position_of(self, tp: TP) -> int | None:
         """The next offset to be done; None while reading has not started."""
         return self._acked_through.get(tp)
+
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -196,7 +217,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def _queue_slices(
         self, tp: TP, records: Sequence[ConsumerRecord], generation: int
     ) -> None:
-        await self.app.flow_control.acquire()
+        await self._may_deliver.wait()
         queue = self._queue_of(tp)
         size = self.options.max_slice_records
         for start in range(0, len(records), size):
@@ -269,43 +290,49 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._seek_count += 1
         await super().perform_seek()
         partitions = self.source_partitions()
-        self._require_state_beside(partitions)
-        ends = await self.highwaters(*partitions) if partitions else {}
-        for tp in partitions:
-            start = await self._start_offset(tp)
-            if start > ends[tp]:
-                raise SourceTruncatedError(
-                    f"{tp} should be read from offset {start}, but ends at {ends[tp]}: the topic "
-                    "was truncated or made anew. Restore it, or drop the state (table directory "
-                    "and changelog topic) and the group's offsets"
-                )
-            # known before the seek, so that what is fetched right after it is not dropped
-            self.continuity.start(tp, start)
-            self._acked_through[tp] = start
-            await self._thread.seek_wait({tp: start})
+        if partitions:
+            self._require_state_beside(partitions)
+            begins, ends = await asyncio.gather(
+                self.earliest_offsets(*partitions), self.highwaters(*partitions)
+            )
+            starts = {tp: self._start_offset(tp, begins[tp]) for tp in partitions}
+            for tp, start in starts.items():
+                _require_source(tp, start, ends[tp])
+                # known before the seek, so that what is fetched right after it is not dropped
+                self.continuity.start(tp, start)
+                self._acked_through[tp] = start
+            await self._thread.seek_wait(starts)
+        self._is_sought = True
+
+    def resume_flow(self) -> None:
+        super().resume_flow()
+        if self._is_sought:
+            self._may_deliver.set()
+
+    def stop_flow(self) -> None:
+        super().stop_flow()
+        self._is_sought = False
+        self._may_deliver.clear()
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         self._seek_count += 1
         await super().seek_wait(partitions)
 
-    async def _start_offset(self, tp: TP) -> int:
+    def _start_offset(self, tp: TP, begin: int) -> int:
         committed: int | None = self._committed_offset[tp]
         if self.options.source_watermark is None:
-            return await self._first_readable(tp) if committed is None else committed
+            return begin if committed is None else committed
         watermark = self.options.source_watermark(tp.partition)
-        if watermark is None:
-            if committed is not None:
-                self.log.error(
-                    "The group has committed offsets and there is no state (changelog lost?): "
-                    "it is built again from the beginning of the source",
-                    extra={"topic": tp.topic, "partition": tp.partition, "committed": committed},
-                )
-            return await self._first_readable(tp)
-        return watermark + 1 if committed is None else min(committed, watermark + 1)
-
-    async def _first_readable(self, tp: TP) -> int:
-        earliest: int = (await self.earliest_offsets(tp))[tp]
-        return earliest
+        if watermark is not None:
+            return watermark + 1 if committed is None else min(committed, watermark + 1)
+        if committed is not None:
+            self.log.error(
+                "The group has committed offset %d of %s and there is no state, as if its "
+                "changelog was lost: it is built again from the beginning of the source",
+                committed,
+                tp,
+            )
+        return begin
 
     def _require_state_beside(self, partitions: set[TP]) -> None:
         actives = self.app.assignor.assigned_actives()
@@ -379,3 +406,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """A shutdown after a crash may hang: bound it, so that the supervisor can start anew."""
         if self._exit_timer is None and self.options.exit_after_failure_s is not None:
             self._exit_timer = exit_later(self.options.exit_after_failure_s)
+
+
+def _require_source(tp: TP, start: int, end: int) -> None:
+    if start > end:
+        raise SourceTruncatedError(
+            f"{tp} should be read from offset {start}, but ends at {end}: the topic was truncated "
+            "or made anew. Restore it, or drop the state (table directory and changelog topic) and "
+            "the group's offsets"
+        )
