@@ -6,6 +6,8 @@ import logging
 import sys
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+#: What mode's services say of themselves when they start and stop.
+_LIFE_LINES = ("Starting...", "Stopping...", "Started.", "-Stopped!", "Shutting down...")
 #: Libraries that say at `info` what is news to their developers only.
 _QUIET = ("aiokafka", "faust", "mode", "kafka", "asyncio")
 
@@ -21,7 +23,7 @@ class FieldFormatter(logging.Formatter):
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether a line says more than that one of mode's services starts or stops."""
-    return record.levelno > logging.INFO or not record.getMessage().startswith("[^")
+    return record.levelno > logging.INFO or not record.getMessage().endswith(_LIFE_LINES)
 
 
 def set_up_logging(level: str) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from mode import Service
 
@@ -47,6 +47,7 @@ class TopicReader(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         self._consumer = AIOKafkaConsumer(
+            self.topic,
             bootstrap_servers=self._bootstrap,
             group_id=None,
             enable_auto_commit=False,
@@ -54,9 +55,7 @@ class TopicReader(Service):  # type: ignore[misc]
             isolation_level="read_committed",
         )
         await self._consumer.start()
-        partitions = self._consumer.partitions_for_topic(self.topic) or set()
-        assigned = [TopicPartition(self.topic, number) for number in sorted(partitions)]
-        self._consumer.assign(assigned)
+        assigned = sorted(self._consumer.assignment())  # without a group: every partition
         begins = await self._consumer.beginning_offsets(assigned)
         ends = await self._consumer.end_offsets(assigned)
         for tp in assigned:

@@ -51,6 +51,7 @@ class ReleaseWatch(Service):  # type: ignore[misc]
         self._swap = swap
         self._wanted: ReleaseStage | None = None
         self._changed = asyncio.Event()
+        self._one_at_a_time = asyncio.Lock()
         self._ranking = 0  # version
         self._reader = TopicReader(settings.bootstrap, settings.topic("model-releases"), self._take)
 
@@ -88,6 +89,10 @@ class ReleaseWatch(Service):  # type: ignore[misc]
                 await self.sleep(0.2)
 
     async def _take_over(self) -> None:
+        async with self._one_at_a_time:
+            await self._take_over_wanted()
+
+    async def _take_over_wanted(self) -> None:
         stage = self._wanted
         self._changed.clear()
         if stage is None or stage.version == self._ranking:
