@@ -6,6 +6,7 @@ Beside it stand the live baselines: decayed popularity, the chain, and their fix
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,3 +145,23 @@ def differences(
     ours, theirs = ranking.by_share[share][which], ranking.ranks[BASELINE][which]
     users = ranking.users[which]
     return {f"HR@{k}": paired_difference(ours, theirs, users, k, rng) for k in (10, 50)}
+
+
+def summary(ranking: Ranking, share: float, rng: Generator) -> dict[str, Any]:
+    """All figures of a ranking as JSON; None for what is not a number.
+
+    Differences to chain + popularity are (mean, lower, upper end of the 95 % interval).
+    """
+    return {
+        "returning": _finite(table(ranking, share, returning=True)),
+        "everyone": _finite(table(ranking, share, returning=False)),
+        "minus chain + popularity": _finite(differences(ranking, share, rng)),
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_finite(inner) for inner in value]
+    return value if np.isfinite(value) else None

@@ -8,7 +8,7 @@ user's own history is always exact.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,26 @@ class Examples:
     def n_items(self) -> int:
         """V"""
         return len(self.first_event)
+
+
+def newest(examples: Examples, count: int) -> Examples:
+    """The same, with what was known kept for the newest `count` events only."""
+    drop = max(len(examples.events) - count, examples.first) - examples.first
+    if drop == 0:
+        return examples
+    entries = int(examples.chain_ends[drop])
+    snapshot = int(examples.snapshot_at[drop]) if drop < len(examples.snapshot_at) else 0
+    return replace(
+        examples,
+        first=examples.first + drop,
+        snapshots=examples.snapshots[snapshot:],
+        snapshot_at=examples.snapshot_at[drop:] - snapshot,
+        known_before=examples.known_before[drop:],
+        chain_ends=examples.chain_ends[drop:] - entries,
+        chain_rows=examples.chain_rows[entries:],
+        chain_weights=examples.chain_weights[:, entries:],
+        gate_features=examples.gate_features[drop:],
+    )
 
 
 @dataclass

@@ -17,12 +17,13 @@ import torch
 from numpy.random import Generator
 from transformers.utils.logging import disable_progress_bar
 
+from export.catalogue import ReleaseCatalogue
 from export.features import OTHER_TYPE
 from export.gate import failures, release_gates
 from export.manifest import CatalogueReference, FileEntry, Gate, Lineage, Manifest
 from export.parity import Arrays, Golden, largest_difference, rank_difference, run_graph
 from export.registry import Registry
-from export.release import CATALOGUE, GRAPH, METRICS, TOWER, Release
+from export.release import CATALOGUE, GRAPH, METRICS, TOWER, Release, ReleaseError
 from export.to_onnx import (
     OPSET,
     RANK_OUTPUTS,
@@ -33,7 +34,7 @@ from export.to_onnx import (
     graph_inputs,
 )
 from models.corpus import Corpus
-from models.evaluate import differences, table
+from models.evaluate import differences, summary
 from models.event_log import Ints
 from models.network import DriftlineModel, LiveInputs, RankGraph
 from models.pipeline import PipelineSettings, Trained, parameters
@@ -140,26 +141,12 @@ def _manifest(
 
 
 def _metrics(trained: Trained, rng: Generator) -> dict[str, Any]:
-    validation, share = trained.validation, trained.share
     return {
-        "model_share": share,
+        "model_share": trained.share,
         "training_loss": trained.loss if np.isfinite(trained.loss) else None,
         "parameters": parameters(trained.model),
-        "returning": _finite(table(validation, share, returning=True)),
-        "everyone": _finite(table(validation, share, returning=False)),
-        "minus chain + popularity (mean, 95 % from, to)": _finite(
-            differences(validation, share, rng)
-        ),
+        **summary(trained.validation, trained.share, rng),
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for what is not a number: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value if np.isfinite(value) else None
 
 
 def _prove(model: DriftlineModel, batches: BatchMaker, folder: Path, rng: Generator) -> float:
@@ -236,6 +223,21 @@ def _session(path: Path) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def load_trained(release: Release) -> tuple[DriftlineModel, ReleaseCatalogue]:
+    """The model of a release with its catalogue, to go on training from.
+
+    Raises ReleaseError if its weights cannot be read.
+    """
+    types = ["", *release.event_types]  # row 0 is every other type
+    try:
+        model = DriftlineModel.from_pretrained(release.path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ReleaseError(
+            f"{release.path}: wanted weights to go on from, got: {error}; train from nothing"
+        ) from error
+    return model, ReleaseCatalogue(release.items, list(release.attributes), types)
 
 
 def code_version() -> str:

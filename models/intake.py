@@ -1,0 +1,122 @@
+"""Take records of `user-events` and `items` as a worker does, and keep what training needs."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET
+
+from export.catalogue import attributes_of
+from export.items import ItemIndex, item_hash
+from export.statistics import WEIGHT_ONE
+from models.event_log import EventBuffer
+from models.settings import TrainerSettings
+from stream.events import Item, decode_item, decode_user_event
+
+#: Event ids that are remembered, to drop what was sent twice.
+_REMEMBERED_IDS = 200_000
+_MAX_ITEM_BYTES = 262_144
+
+
+class Record(Protocol):
+    """What is read of a record of Kafka."""
+
+    key: bytes | None
+    value: bytes | None
+    timestamp: int
+
+
+class Intake:
+    """Refuses what a worker refuses, and counts it. Nothing that comes makes it fail.
+
+    `attributes` holds the names of every item's attributes, `buffer` the events not taken yet.
+    """
+
+    def __init__(self, settings: TrainerSettings, index: ItemIndex) -> None:
+        self.buffer = EventBuffer(index)
+        self.attributes: dict[str, tuple[str, ...]] = {}
+        self.counts: Counter[str] = Counter()
+        self._settings = settings
+        self._versions: dict[str, int] = {}
+        self._ids: dict[int, None] = {}  # hashes of event ids, oldest first
+
+    def take_event(self, record: Record) -> None:
+        """Take a record of `user-events`."""
+        value = record.value
+        if value is None or record.key is None or len(value) > self._settings.max_event_bytes:
+            self.counts["refused"] += 1
+            return
+        try:
+            event = decode_user_event(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.counts["refused"] += 1
+            return
+        role = self._settings.role_of(event.type)
+        if role is None or role.role not in ("positive", "negative"):
+            self.counts["ignored"] += 1
+            return
+        owner, item = event.owner(), event.item_id
+        # A record under another key comes again under the right one.
+        if owner is None or item is UNSET or record.key != owner.encode():
+            self.counts["refused"] += 1
+            return
+        if event.event_time > record.timestamp + self._settings.max_future_ms:
+            self.counts["refused"] += 1
+            return
+        if self._is_duplicate(event.event_id):
+            self.counts["duplicates"] += 1
+            return
+        kind = "u" if event.user_id is not UNSET else "a"
+        self.buffer.append(
+            f"{event.tenant}\x1f{kind}\x1f{owner}",
+            item,
+            event.type,
+            min(event.event_time, record.timestamp),
+            round(role.weight * WEIGHT_ONE) if role.role == "positive" else 0,
+        )
+        self.counts["taken"] += 1
+
+    def take_item(self, record: Record) -> None:
+        """Take a record of `items`: the highest version of an item wins, a null value deletes."""
+        if record.key is None or (record.value and len(record.value) > _MAX_ITEM_BYTES):
+            self.counts["items refused"] += 1
+            return
+        if record.value is None:
+            item_id = record.key.decode(errors="replace")
+            self.attributes.pop(item_id, None)
+            self._versions.pop(item_id, None)
+            return
+        try:
+            item = decode_item(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.counts["items refused"] += 1
+            return
+        if item.item_id.encode() != record.key:
+            self.counts["items refused"] += 1
+            return
+        if item.version < self._versions.get(item.item_id, item.version):
+            return
+        self._versions[item.item_id] = item.version
+        self.attributes[item.item_id] = _attributes(item)
+
+    def _is_duplicate(self, event_id: str) -> bool:
+        stable = item_hash(event_id)
+        if stable in self._ids:
+            return True
+        self._ids[stable] = None
+        if len(self._ids) > _REMEMBERED_IDS:
+            del self._ids[next(iter(self._ids))]
+        return False
+
+
+def _attributes(item: Item) -> tuple[str, ...]:
+    names = attributes_of(
+        "" if item.title is UNSET else item.title,
+        [] if item.categories is UNSET else item.categories,
+        [] if item.tags is UNSET else item.tags,
+        "" if item.creator_id is UNSET else item.creator_id,
+    )
+    return tuple(map(sys.intern, names))
