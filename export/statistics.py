@@ -123,6 +123,17 @@ class DecayedCounts:
             total[: len(sums)] += sums * 2.0 ** (EPOCH_HALF_LIVES * (epoch - newest))
         return total
 
+    def total(self) -> float:
+        """The sum of all values, the same bits in whatever order the rows stand."""
+        newest = max(self.sums, default=0)
+        total = 0.0
+        for epoch in sorted(self.sums):
+            sums = self.sums[epoch]
+            # in two halves: the sum over all items may need more than 63 bits
+            whole = (int((sums >> 32).sum()) << 32) + int((sums & 0xFFFFFFFF).sum())
+            total += whole * 2.0 ** (EPOCH_HALF_LIVES * (epoch - newest))
+        return total
+
     def _sums_of(self, epoch: int, size: int) -> NDArray[np.int64]:
         sums = self.sums.get(epoch)
         if sums is None or len(sums) < size:
@@ -306,7 +317,7 @@ class ItemStatistics:
     def popularity(self) -> NDArray[np.float32]:
         """[2, V] each half-life's share of every item; all zeros before the first event."""
         values = np.stack([counts.values(len(self.index)) for counts in self.popularity_counts])
-        totals = values.sum(axis=1, keepdims=True)
+        totals = np.array([[counts.total()] for counts in self.popularity_counts])
         shares: NDArray[np.float32] = (values / np.maximum(totals, 1.0)).astype(np.float32)
         return shares
 
@@ -333,11 +344,16 @@ class ItemStatistics:
         return np.concatenate(rows), weights / np.maximum(totals, np.float32(1e-30))
 
     def _strongest(self, row: int) -> tuple[Rows, NDArray[np.float32]]:
-        """The strongest neighbours of an item; which of equals are cut depends on hashes alone."""
+        """The strongest neighbours of an item, in the order of their hashes.
+
+        Neither which of equals are cut nor a rounded sum depends on the order of arrival.
+        """
         cut = self._cut.get(row)
         if cut is not None:
             return cut
         to, weights = self.transitions.neighbours(row)
+        by_hash = np.argsort(self.index.hashes[to])
+        to, weights = to[by_hash], np.ascontiguousarray(weights[:, by_hash])
         shares = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)).astype(
             np.float32
         )

@@ -1,0 +1,252 @@
+"""The live statistics: the same bits whatever the order of arrival, and the formula's numbers."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from statistics_strategies import (
+    ITEMS,
+    SETTINGS,
+    START_MS,
+    Counted,
+    bits,
+    counted_events,
+    cut_up,
+    deltas_of,
+    index_of,
+    statistics_of,
+)
+
+from export.items import item_hash
+from export.statistics import (
+    CHAIN_DEPTH,
+    CHAIN_EPOCHS,
+    DAY_MS,
+    EPOCH_HALF_LIVES,
+    POPULARITY_EPOCHS,
+    DecayedCounts,
+    ItemStatistics,
+    StatisticsSettings,
+    Transitions,
+    epochs_and_weights,
+)
+
+#: What the newest and the oldest time of a step differ by: 2^(1/4096) - 1.
+STEP = 1.8e-4
+
+
+@given(st.data())
+def test_any_interleaving_and_any_batching_gives_the_same_bits(data):
+    events = data.draw(counted_events())
+    order = data.draw(st.permutations(ITEMS))
+    batches = data.draw(cut_up(events))
+
+    at_once = statistics_of([events])
+    in_parts = statistics_of(batches, order)
+
+    assert bits(in_parts) == bits(at_once)
+
+
+@given(st.data())
+def test_decayed_counts_are_the_same_bits_in_any_order(data):
+    events = data.draw(counted_events())
+    shuffled = data.draw(st.permutations(events))
+
+    def counted(order: list[Counted]) -> bytes:
+        counts, index = DecayedCounts(DAY_MS), index_of(ITEMS)
+        for event in order:
+            (deltas,) = deltas_of([event], index)
+            counts.add(deltas.items, deltas.times_ms, deltas.weights)
+        return counts.values(len(ITEMS)).tobytes()
+
+    assert counted(shuffled) == counted(events)
+
+
+@given(st.data())
+def test_transitions_are_the_same_bits_in_any_order(data):
+    events = data.draw(counted_events(span_days=900))
+    shuffled = data.draw(st.permutations(events))
+
+    def linked(order: list[Counted]) -> dict[int, bytes]:
+        transitions, index = Transitions(14 * DAY_MS), index_of(ITEMS)
+        for event in order:
+            (deltas,) = deltas_of([event], index)
+            transitions.add(deltas.items, deltas.previous, deltas.times_ms, deltas.weights)
+        keys, lasting, decaying = transitions.columns()
+        return {
+            key: lasting[at].tobytes() + decaying[at].tobytes()
+            for at, key in enumerate(keys.tolist())
+        }
+
+    assert linked(shuffled) == linked(events)
+
+
+@given(st.data())
+def test_what_is_sent_again_after_a_crash_changes_nothing(data):
+    events = data.draw(counted_events())
+    batches = data.draw(cut_up(events))
+    again = data.draw(st.integers(0, len(batches) - 1))
+
+    once = statistics_of(batches)
+    twice = statistics_of(batches)
+    applied = twice.apply(*deltas_of(batches[again], twice.index))
+
+    assert applied == 0
+    assert bits(twice) == bits(once)
+
+
+def test_of_a_batch_that_overlaps_the_watermark_only_the_rest_counts():
+    events = [Counted(0, offset, ITEMS[0], (), START_MS, 16) for offset in (3, 5, 9)]
+
+    statistics = statistics_of([events[:2]])
+    applied = statistics.apply(*deltas_of(events, statistics.index))
+
+    assert applied == 1
+    assert statistics.watermarks == {0: 9}
+    assert bits(statistics) == bits(statistics_of([events]))
+
+
+@given(counted_events(span_days=60))
+def test_popularity_is_the_formula_of_decay_within_one_step(events):
+    statistics = statistics_of([events])
+
+    popularity = statistics.popularity()
+
+    for kind, half_life_ms in enumerate(SETTINGS.popularity_half_lives_ms):
+        newest = max(event.time_ms for event in events)
+        wanted = dict.fromkeys(ITEMS, 0.0)
+        for event in events:
+            wanted[event.item] += event.weight * 2.0 ** ((event.time_ms - newest) / half_life_ms)
+        total = sum(wanted.values())
+        for row, item in enumerate(ITEMS):
+            share = wanted[item] / total if total else 0.0
+            # an event of a forgotten epoch is missing: it is worth 2^-24 of a new one at most
+            lost = sum(event.weight for event in events) * 2.0**-24 / max(total, 1e-30)
+            assert popularity[kind, row] == pytest.approx(share, rel=2.1 * STEP, abs=lost + 1e-12)
+
+
+@given(counted_events(span_days=150))
+def test_the_chain_is_the_formula_of_transitions_within_one_step(events):
+    settings = StatisticsSettings(neighbours=len(ITEMS))
+    statistics = statistics_of([events], settings=settings)
+    newest = max(event.time_ms for event in events)
+
+    wanted = [defaultdict(float), defaultdict(float)]
+    for event in events:
+        decay = 2.0 ** ((event.time_ms - newest) / settings.chain_half_life_ms)
+        for distance, before in enumerate(event.previous, start=1):
+            for pair in ((before, event.item), (event.item, before)):
+                if before != event.item and event.weight:
+                    wanted[0][pair] += event.weight / distance
+                    wanted[1][pair] += event.weight / distance * decay
+
+    for item in ITEMS:
+        rows, shares = statistics.chain([statistics.index.row(item)])
+        for kind in (0, 1):
+            of_item = {to: w for (frm, to), w in wanted[kind].items() if frm == item}
+            total = sum(of_item.values())
+            found = {
+                statistics.index.ids[row]: share
+                for row, share in zip(rows.tolist(), shares[kind].tolist(), strict=True)
+            }
+            assert found == pytest.approx(
+                {to: weight / total for to, weight in of_item.items()}, rel=2.1 * STEP, abs=1e-6
+            )
+
+
+def test_events_of_forgotten_epochs_count_no_more_whenever_they_arrive():
+    epoch_ms = EPOCH_HALF_LIVES * DAY_MS
+    newest_ms = START_MS // epoch_ms * epoch_ms
+    horizon_ms = newest_ms - (POPULARITY_EPOCHS - 1) * epoch_ms
+
+    def counted(*times_ms: int) -> list[float]:
+        counts = DecayedCounts(DAY_MS)
+        for row, time_ms in enumerate(times_ms):
+            counts.add(np.array([row]), np.array([time_ms]), np.array([16]))
+        return (counts.values(2) > 0).tolist()
+
+    assert counted(horizon_ms - 1, newest_ms) == [False, True]
+    assert counted(newest_ms, horizon_ms - 1) == [True, False]
+    assert counted(horizon_ms, newest_ms) == [True, True]
+
+
+def test_pairs_that_only_forgotten_epochs_held_take_no_memory():
+    epoch_ms = EPOCH_HALF_LIVES * DAY_MS
+    transitions = Transitions(DAY_MS)
+
+    def add(before: int, after: int, time_ms: int) -> None:
+        previous = np.array([[before] + [-1] * (CHAIN_DEPTH - 1)])
+        transitions.add(np.array([after]), previous, np.array([time_ms]), np.array([16]))
+
+    add(0, 1, START_MS)
+    add(2, 3, START_MS + CHAIN_EPOCHS * epoch_ms)
+
+    assert len(transitions) == 2
+    assert len(transitions.neighbours(0)[0]) == 0
+    assert transitions.neighbours(3)[0].tolist() == [2]
+
+
+@given(
+    st.lists(st.integers(-(2**40), 2**42), min_size=1), st.sampled_from([1000, DAY_MS, 7 * DAY_MS])
+)
+def test_an_events_weight_doubles_with_every_half_life(times_ms, half_life_ms):
+    times = np.array(times_ms)
+
+    epochs, weights = epochs_and_weights(times, half_life_ms)
+    later_epochs, later_weights = epochs_and_weights(times + half_life_ms, half_life_ms)
+
+    doubled = weights.astype(object) * 2
+    moved = later_weights.astype(object) * 2 ** (
+        EPOCH_HALF_LIVES * (later_epochs - epochs).astype(object)
+    )
+    assert (moved == doubled).all()
+    assert (weights >= 2**16).all() and (weights < 2**28).all()
+
+
+@given(st.data())
+def test_the_neighbours_that_are_read_are_the_strongest_of_each_kind_of_equals_by_hash(data):
+    events = data.draw(counted_events(max_size=60))
+    statistics = statistics_of([events], data.draw(st.permutations(ITEMS)))
+    index = statistics.index
+
+    for item in ITEMS:
+        rows, weights = statistics.transitions.neighbours(index.row(item))
+        ids = [index.ids[row] for row in rows.tolist()]
+        wanted: set[str] = set()
+        for kind in weights:
+            ordered = sorted(range(len(ids)), key=lambda at: (-kind[at], item_hash(ids[at])))
+            wanted |= {ids[at] for at in ordered[: SETTINGS.neighbours]}
+
+        read, _ = statistics.chain([index.row(item)])
+
+        assert {index.ids[row] for row in read.tolist()} == wanted
+
+
+def test_the_chain_of_a_user_reads_his_last_items_only_the_nearer_ones_more():
+    events = [
+        Counted(0, 1, "item-1", ("item-0",), START_MS, 16),
+        Counted(0, 2, "item-3", ("item-2",), START_MS, 16),
+    ]
+    statistics = statistics_of([events])
+
+    rows, shares = statistics.chain([0, 2])
+    beyond, _ = statistics.chain([4, 4, 4, 4, 4, 0])
+
+    assert dict(zip(rows.tolist(), shares[0].tolist(), strict=True)) == pytest.approx(
+        {1: 2 / 3, 3: 1 / 3}
+    )
+    assert len(beyond) == 0
+
+
+def test_before_the_first_event_nothing_is_popular_and_nothing_is_linked():
+    statistics = ItemStatistics(index_of(ITEMS))
+
+    assert not statistics.popularity().any()
+    assert statistics.popularity().shape == (2, len(ITEMS))
+    assert statistics.chain([0])[1].shape == (2, 0)
+    assert statistics.chain([])[1].shape == (2, 0)
+    assert statistics.apply() == 0
