@@ -157,16 +157,12 @@ class BatchProcessor:
         changes = self._changed_rows(batch)
         self._check()
         if not self._guards.ack_order:
-            self._on_step("write")
-            self._write(changes, {partition: 0 for partition in changes})
+            await self._store(changes, context.generated_at_ms)
         self._on_step("send")
         sent = await outbox.send(self._send_records, context.generated_at_ms)  # 5.
         self._take_in_own_deltas(outbox, sent)
-        self._on_step("changelog")
-        positions = await self._send_changes(changes, context.generated_at_ms)
-        self._check()
-        self._on_step("write")
-        self._write(changes, positions)  # 6.
+        if self._guards.ack_order:
+            await self._store(changes, context.generated_at_ms)
         self._on_step("ack")
         done = time.perf_counter()
         self._count(batch, refreshes, (begun, folded, ranked, done))
@@ -276,24 +272,21 @@ class BatchProcessor:
             rows.append(self._source_row(batch.last_offsets[partition]))
         return changes
 
-    async def _send_changes(
+    async def _store(
         self, changes: dict[int, list[tuple[bytes, bytes | None]]], now_ms: int
-    ) -> dict[int, int]:
-        """Send the changelog rows; returns partition -> changelog offset of the last one."""
+    ) -> None:
+        """The end of step 5 and step 6: rows go to the changelog, and then to disk."""
+        self._on_step("changelog")
         outbox = Outbox()
         topic = state_changelog(self._settings)
         for partition, rows in changes.items():
             outbox.records[topic, partition] = list(rows)
         sent = await outbox.send(self._send_records, now_ms)
-        return {partition: last for (_, partition), (_, last) in sent.items()}
-
-    def _write(
-        self,
-        changes: dict[int, list[tuple[bytes, bytes | None]]],
-        positions: dict[int, int],
-    ) -> None:
-        for partition, rows in changes.items():
-            self._rows.write(partition, rows, positions[partition])
+        self._check()
+        self._on_step("write")
+        for partition, rows in changes.items():  # 6.
+            _, changelog_offset = sent[topic, partition]
+            self._rows.write(partition, rows, changelog_offset)
 
     def _take_in_own_deltas(
         self, outbox: Outbox, sent: dict[tuple[str, int], tuple[int, int]]

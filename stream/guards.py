@@ -14,7 +14,7 @@ class Guards:
 
     #: An event at or below a row's applied offset, or in its ring, is not folded again.
     replay_skip: bool = True
-    #: Rows are written and the source is acked only after all results were acknowledged.
+    #: Rows go to changelog and disk only after all results were acknowledged.
     ack_order: bool = True
     #: Deltas at or below a partition's watermark are not counted again.
     watermark: bool = True

@@ -126,10 +126,17 @@ class LiveStatistics:
                 batches.append(decode_deltas(value, self.statistics.index))
             except DeltasError:
                 self.refused += 1
-        if not self.guards.watermark:
-            self.statistics.watermarks.clear()
-        if batches:
+        if batches and self.guards.watermark:
             self.statistics.apply(*batches)
+        for deltas in () if self.guards.watermark else batches:
+            self._apply_again(deltas)
+
+    def _apply_again(self, deltas: Deltas) -> None:
+        """Count deltas whether they were counted before or not."""
+        watermark = self.statistics.watermarks.pop(deltas.partition, -1)
+        self.statistics.apply(deltas)
+        counted = self.statistics.watermarks.get(deltas.partition, -1)
+        self.statistics.watermarks[deltas.partition] = max(watermark, counted)
 
     def wrote(self, records: Iterable[tuple[int, int, bytes]]) -> None:
         """Apply records that this worker wrote itself, without waiting to read them back.

@@ -1,0 +1,175 @@
+"""Workers die without warning; afterwards everything is as an independent fold of the log says."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine import Engine, Worker, event, wait_until
+from kafka_cluster import Broker
+from scenes import records
+
+STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
+
+
+@pytest.fixture
+def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(kafka.bootstrap, prefix, tmp_path)
+    yield engine
+    engine.close()
+
+
+class Sender(threading.Thread):
+    """Sends records at a rate, so that they come while workers die."""
+
+    def __init__(self, engine: Engine, count: int, seed: int, per_s: int) -> None:
+        super().__init__(daemon=True)
+        self._engine, self._per_s = engine, per_s
+        self._records = records(count, seed)
+
+    def run(self) -> None:
+        begun = time.monotonic()
+        sent = 0
+        while piece := list(itertools.islice(self._records, 100)):
+            self._engine.send(piece)
+            sent += len(piece)
+            time.sleep(max(sent / self._per_s - (time.monotonic() - begun), 0))
+
+
+def kill_at_random(engine: Engine, worker: Worker, rng: random.Random, is_wiped: bool) -> None:
+    """Kill a worker at some moment, most often while it works, and start it again."""
+    if rng.random() < 0.8:
+        before = engine.written()
+        wait_until(
+            lambda: engine.written() > before or engine.is_all_committed(),
+            lambda: f"work is done;\n{engine.logs()}",
+        )
+    time.sleep(rng.uniform(0, 1.5))
+    worker.kill()
+    if is_wiped:
+        shutil.rmtree(worker.data_dir, ignore_errors=True)
+    worker.start()
+
+
+def assert_exact(engine: Engine, *workers: Worker) -> dict:
+    """Nothing lost, nothing twice, nothing wrong; the checks have looked at something."""
+    engine.wait_until_all_is_done(120)
+    engine.wait_for_snapshot()
+    for worker in workers:
+        worker.stop()
+    code, report = engine.verify_fold(*workers)
+    assert report["holds"], report
+    assert code == 0
+    for name in ("rows in the changelog", "rows on disk", "deltas", "newest lists"):
+        assert report["checks"][name]["checked"] > 0, report
+    assert report["checks"]["counts of the snapshot"]["checked"] > 0, report
+    return report
+
+
+def run_kills(engine: Engine, *, count: int, kills: int, seed: int, is_wiped: bool) -> dict:
+    rng = random.Random(seed)
+    worker = engine.worker().start()
+    sender = Sender(engine, count, seed, per_s=count // (5 * kills))
+    sender.start()
+    done = 0
+    while done < kills and sender.is_alive():
+        kill_at_random(engine, worker, rng, is_wiped)
+        done += 1
+    sender.join()
+    assert done == kills, f"only {done} kills while events were sent: send more slowly"
+    return assert_exact(engine, worker)
+
+
+@pytest.mark.parametrize("disk", ["kept", "wiped"])
+def test_two_kills_lose_nothing_and_apply_nothing_twice(engine: Engine, disk: str) -> None:
+    report = run_kills(engine, count=6000, kills=2, seed=7, is_wiped=disk == "wiped")
+
+    assert report["checks"]["deltas"]["checked"] >= 5900
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("disk", ["kept", "wiped"])
+def test_ten_kills_while_40000_events_pass(engine: Engine, disk: str, seed: int) -> None:
+    begun = time.monotonic()
+
+    report = run_kills(engine, count=40_000, kills=10, seed=seed, is_wiped=disk == "wiped")
+
+    print(f"\n10 kills, disk {disk}, seed {seed}: {time.monotonic() - begun:.0f} s")
+    for name, check in report["checks"].items():
+        print(f"  {name}: {check['checked']} {check['unit']}; {'; '.join(check['notes'])}")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_at_any_step_loses_nothing_and_applies_nothing_twice(
+    engine: Engine, step: str
+) -> None:
+    crash_twice(engine, step)
+
+    assert_exact(engine, engine.workers[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_at_any_step_with_the_disk_wiped(engine: Engine, step: str) -> None:
+    crash_twice(engine, step, is_wiped=True)
+
+    assert_exact(engine, engine.workers[0])
+
+
+def crash_twice(
+    engine: Engine, step: str, *arguments: str, is_wiped: bool = False, count: int = 1500
+) -> None:
+    """A worker that crashes at a step in its third batch, is started and crashes there again.
+
+    All events are there before it starts, so that each batch has many of them.
+    """
+    engine.send((b"first", event("first", n, item_id=f"item-{n}")) for n in range(3))
+    worker = engine.worker().start(*arguments)
+    engine.wait_until_all_is_done()
+    engine.wait_for_snapshot()
+    worker.kill()
+    engine.send(records(count, seed=3))
+    for _ in range(2):
+        worker.start(*arguments, crash=f"{step}:2")
+        assert worker.wait_for_end() != 0
+        if is_wiped:
+            shutil.rmtree(worker.data_dir)
+    worker.start(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("guard", "step", "check", "finding"),
+    [
+        ("replay-skip", "ack", "rows in the changelog", "twice"),
+        ("ack-order", "send", "deltas", "lost"),
+        ("watermark", "changelog", "counts of the snapshot", "twice"),
+    ],
+)
+def test_without_a_guard_the_same_crash_is_found_out(
+    engine: Engine, guard: str, step: str, check: str, finding: str
+) -> None:
+    crash_twice(engine, step, "--break-guard", guard)
+    engine.wait_until_all_is_done()
+    engine.wait_for_snapshot()
+    engine.workers[0].stop()
+
+    code, report = engine.verify_fold(engine.workers[0])
+
+    assert code == 1
+    assert report["checks"][check][finding] > 0, report
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", ["ack-order", "watermark"])
+def test_without_a_crash_these_guards_are_not_needed(engine: Engine, guard: str) -> None:
+    engine.worker().start("--break-guard", guard)
+    engine.send(records(500, seed=4))
+
+    assert_exact(engine, engine.workers[0])
