@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import Counter, Gauge, Histogram
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -22,3 +24,11 @@ BATCH_SECONDS = Histogram(
 STATISTICS_EVENTS = Gauge("driftline_statistics_events", "Events in the live statistics")
 STATISTICS_REFUSED = Gauge("driftline_statistics_refused", "Unreadable records of item-statistics")
 RELEASE_VERSION = Gauge("driftline_release_version", "The release that ranks; 0 is none")
+READY = Gauge("driftline_ready", "1 while partitions are assigned, restored, and move")
+LAG = Gauge("driftline_lag_records", "Records of user-events that are not done yet")
+
+
+def observe_progress(is_ready: Callable[[], bool], lag: Callable[[], int]) -> None:
+    """Ask for readiness and lag whenever the metrics are read."""
+    READY.set_function(lambda: float(is_ready()))
+    LAG.set_function(lambda: float(lag()))

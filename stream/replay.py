@@ -86,7 +86,11 @@ def event_of(data_format: str, number: int, interaction: Interaction) -> UserEve
 def _producer(settings: Settings) -> Any:
     try:
         return KafkaProducer(
-            bootstrap_servers=settings.bootstrap, acks="all", linger_ms=5, batch_size=2**17
+            bootstrap_servers=settings.bootstrap,
+            bootstrap_timeout_ms=5000,
+            acks="all",
+            linger_ms=5,
+            batch_size=2**17,
         )
     except (KafkaError, ValueError) as error:
         raise BrokerError(f"Kafka at {settings.bootstrap} cannot be used: {error}") from error

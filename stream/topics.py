@@ -21,6 +21,8 @@ from stream.settings import Settings
 #: The users' rows; the name of its changelog follows from it.
 STATE_TABLE = "user-state"
 _FOREVER = "-1"
+#: Without an answer by then Kafka counts as not there.
+_BOOTSTRAP_TIMEOUT_MS = 5000
 
 
 class TopicsError(DriftlineError):
@@ -159,7 +161,11 @@ def _describe(admin: Any) -> dict[str, dict[str, Any]]:
 @contextmanager
 def _admin(settings: Settings) -> Iterator[Any]:
     try:
-        admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap, client_id="driftline-admin")
+        admin = KafkaAdminClient(
+            bootstrap_servers=settings.bootstrap,
+            client_id="driftline-admin",
+            bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
+        )
     except (KafkaError, ValueError, OSError) as error:
         raise BrokerError(_unreachable(settings, error)) from error
     try:

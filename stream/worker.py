@@ -11,6 +11,7 @@ from mode import Worker
 from prometheus_client import start_http_server
 
 from export.errors import DriftlineError
+from stream import metrics
 from stream.app import build_worker
 from stream.guards import Guards
 from stream.logs import set_up_logging
@@ -35,12 +36,14 @@ def run_worker(settings: Settings, guards: Guards) -> int:
     available_providers(settings.device)
     topic_id = check_topics(settings)
     _make_data_dir(Path(settings.data_dir))
-    if settings.metrics_port:
-        start_http_server(settings.metrics_port, addr="127.0.0.1")
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
     parts = build_worker(settings, topic_id, guards)
     parts.app.finalize()
+    if settings.metrics_port:
+        watchdog = parts.watchdog
+        metrics.observe_progress(lambda: watchdog.is_ready, lambda: sum(watchdog.lag.values()))
+        start_http_server(settings.metrics_port, addr="127.0.0.1")
     logger.info("worker starts: %s at %s", settings.prefix + settings.group, settings.bootstrap)
     worker = Worker(
         *parts.services(),
