@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from time import monotonic
 
 from aiokafka.errors import IllegalStateError
 from aiokafka.structs import ConsumerRecord
@@ -27,6 +26,7 @@ from mode.utils.queues import ThrowableQueue
 from export.errors import DriftlineError
 from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
 from stream.kafka.continuity import Continuity
+from stream.kafka.restore import restore, restored_offsets
 from stream.kafka.table import RowTable
 
 #: One wait for records; also how often a quiet consumer looks whether it should stop.
@@ -35,9 +35,6 @@ FETCH_WAIT_S = 1.0
 #: How long a fetch waits at the broker when there is nothing. Requests on a connection are answered
 #: in order: at Faust's 1,500 ms a seek after a rebalance took seconds.
 LONG_POLL_MS = 200
-
-#: Changelog rows in one RocksDB write: a few milliseconds, so that heartbeats are not kept waiting.
-RESTORE_ROWS = 512
 
 #: The part of the rebalance timeout a batch in work may take; the rest is for commit and join.
 HAND_OVER_SHARE = 0.75
@@ -122,6 +119,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                     "comes often, make batches smaller or the session timeout longer"
                 )
 
+    def holds_partitions(self) -> bool:
+        """Whether another worker could get what this one has, if this one stood still."""
+        return bool(self._acked_through)
+
     # -- what health and metrics read -------------------------------------------------------
 
     def source_partitions(self) -> set[TP]:
@@ -172,14 +173,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         if not self._dropped:
             return
         dropped, self._dropped = self._dropped, set()
-        recovery = self.app.tables.recovery
         for tp in dropped & self.assignment():
             if tp.topic in self.options.batch_topics:
                 offset = self.continuity.next_offset(tp)  # None: perform_seek is to come
-            elif tp in recovery.active_tps:
-                offset = recovery.active_offsets.get(tp)
             else:
-                offset = recovery.standby_offsets.get(tp)
+                offset = (restored_offsets(self.app.tables, tp) or {}).get(tp)
             if offset is not None:
                 with contextlib.suppress(IllegalStateError):  # given back just now
                     await self._thread.seek_wait({tp: max(offset, 0)})
@@ -189,10 +187,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     ) -> None:
         if tp.topic in self.options.batch_topics:
             await self._deliver_source(tp, records, generation)
-        elif isinstance(table := self.app.tables._changelogs.get(tp.topic), RowTable):
-            if seek_count == self._seek_count:
-                await self._restore(table, tp, records)
-            else:  # rows between what is applied and these may be missing
+        elif isinstance(self.app.tables._changelogs.get(tp.topic), RowTable):
+            # around a seek, rows between what is applied and these may be missing
+            is_in_place = seek_count == self._seek_count
+            if not is_in_place or not await restore(
+                self.app.tables, tp, records, lambda: self.flow_active
+            ):
                 self._dropped.add(tp)
         else:
             await self._until_suspended(self._deliver_messages(tp, records))
@@ -237,37 +237,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         (channel,) = channels
         return channel.queue
 
-    # -- changelogs and Faust's own topics --------------------------------------------------
-
-    async def _restore(self, table: RowTable, tp: TP, records: list[ConsumerRecord]) -> None:
-        """Apply changelog rows; end the recovery when that was the last of them."""
-        recovery = self.app.tables.recovery
-        is_active = tp in recovery.active_tps
-        if not is_active and tp not in recovery.standby_tps:
-            return
-        offsets = recovery.active_offsets if is_active else recovery.standby_offsets
-        applied = offsets.get(tp)
-        if applied is not None and records[0].offset <= applied:
-            records = [record for record in records if record.offset > applied]
-        for start in range(0, len(records), RESTORE_ROWS):
-            if not self.flow_active:
-                self._dropped.add(tp)
-                return
-            rows = records[start : start + RESTORE_ROWS]
-            table.restore(tp.partition, rows)
-            offsets[tp] = rows[-1].offset
-            await asyncio.sleep(0)
-        if is_active:
-            recovery._active_events_received_at[tp] = monotonic()
-        self._signal_restored()
-
-    def _signal_restored(self) -> None:
-        tables = self.app.tables
-        recovery = tables.recovery
-        if recovery.in_recovery and not recovery.need_recovery():
-            recovery.signal_recovery_end.set()
-        elif not tables.standbys_ready and not recovery.standby_remaining_total():
-            tables.on_standbys_ready()
+    # -- Faust's own topics -----------------------------------------------------------------
 
     async def _deliver_messages(self, tp: TP, records: list[ConsumerRecord]) -> None:
         """Faust's way: one message at a time, each with its own ack."""

@@ -47,15 +47,17 @@ class LoopGuard(Service):  # type: ignore[misc]
     """Watches how long the event loop stood still.
 
     `check()` is to be called before results are sent (step 5) and before rows are written
-    (step 6). `also_check` is called by it after the clock was found good, and may raise; give it
-    `BatchConsumer.check_ownership`.
+    (step 6). `also_check` is called by it after the clock was found good, and may raise. While
+    `has_partitions` says no, as at a slow start, a pause is only logged. `wiring.loop_guard` makes
+    one for an app.
     """
 
     def __init__(
         self,
         session_timeout_s: float,
         *,
-        also_check: Callable[[], None] | None = None,
+        also_check: Callable[[], None] = lambda: None,
+        has_partitions: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = clock_s,
         end: Callable[[int], None] = end_process,
         **kwargs: object,
@@ -63,6 +65,7 @@ class LoopGuard(Service):  # type: ignore[misc]
         self.max_pause_s = FENCE_SHARE * session_timeout_s
         self.longest_pause_s = 0.0
         self._also_check = also_check
+        self._has_partitions = has_partitions
         self._clock = clock
         self._end = end
         self._last_ran_s = clock()
@@ -74,14 +77,17 @@ class LoopGuard(Service):  # type: ignore[misc]
         Raises what `also_check` raises.
         """
         self._note_that_it_runs()
-        if self._also_check is not None:
-            self._also_check()
+        self._also_check()
 
     async def on_start(self) -> None:
         self._last_ran_s = self._clock()
         if threading.current_thread() is threading.main_thread():
             # runs before any other Python code of the main thread after a SIGSTOP
             signal.signal(signal.SIGCONT, self._on_continue)
+
+    async def on_stop(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _tick(self) -> None:
@@ -96,12 +102,18 @@ class LoopGuard(Service):  # type: ignore[misc]
         now_s = self._clock()
         pause_s = now_s - self._last_ran_s
         self.longest_pause_s = max(self.longest_pause_s, pause_s)
-        if pause_s > self.max_pause_s:
-            logger.critical(
-                "The worker stood still for %.1f s, more than the %.1f s in which it surely keeps "
-                "its partitions: it ends without writing, and may be started again",
-                pause_s,
-                self.max_pause_s,
-            )
-            self._end(FENCED_EXIT_CODE)
         self._last_ran_s = now_s
+        if pause_s > self.max_pause_s:
+            self._stood_still(pause_s)
+
+    def _stood_still(self, pause_s: float) -> None:
+        if not self._has_partitions():
+            logger.warning("The worker stood still for %.1f s while it had no partitions", pause_s)
+            return
+        logger.critical(
+            "The worker stood still for %.1f s, more than the %.1f s in which it surely keeps its "
+            "partitions: it ends without writing, and may be started again",
+            pause_s,
+            self.max_pause_s,
+        )
+        self._end(FENCED_EXIT_CODE)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import faust
 
 from stream.kafka.batches import BatchOptions
+from stream.kafka.consumer import BatchConsumer
+from stream.kafka.fencing import LoopGuard
 from stream.kafka.producer import MAX_BATCH_BYTES
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import RowTable
@@ -41,6 +43,7 @@ def faust_settings(limits: BrokerLimits | None = None) -> dict[str, object]:
         "stream_wait_empty": True,  # a rebalance waits for the batch in work
         "stream_recovery_delay": 0.0,
         "topic_disable_leader": True,
+        "topic_allow_declare": False,  # topics are made by our command, with the right settings
         "web_enabled": False,  # it serves any table to anyone
         "broker_session_timeout": limits.session_timeout_s,
         "broker_heartbeat_interval": limits.heartbeat_s,
@@ -63,3 +66,17 @@ def install(app: faust.App, options: BatchOptions) -> BatchTransport:
     app.transport = transport
     app.producer_transport = BatchTransport(app.conf.broker_producer, app, options)
     return transport
+
+
+def loop_guard(app: faust.App) -> LoopGuard:
+    """The guard of this app: its session timeout, its consumer's partitions."""
+
+    def check_ownership() -> None:
+        app.consumer.check_ownership()
+
+    def has_partitions() -> bool:
+        consumer: BatchConsumer | None = app._consumer  # the property would make one
+        return consumer is not None and consumer.holds_partitions()
+
+    session_timeout_s: float = app.conf.broker_session_timeout
+    return LoopGuard(session_timeout_s, also_check=check_ownership, has_partitions=has_partitions)

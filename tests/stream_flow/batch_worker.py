@@ -22,7 +22,7 @@ from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.table import RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
-from stream.kafka.wiring import BrokerLimits, faust_settings, install
+from stream.kafka.wiring import BrokerLimits, faust_settings, install, loop_guard
 
 PARTITIONS = 4
 
@@ -81,7 +81,7 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
     )
     table: RowTable = app.Table("rows", partitions=PARTITIONS)
     tables.append(table)
-    guard = LoopGuard(plan.session_s, also_check=lambda: app.consumer.check_ownership())
+    guard = loop_guard(app)
     events = app.topic(f"{plan.prefix}events", key_type=bytes, value_type=bytes)
 
     async def fold(stream: faust.Stream) -> None:

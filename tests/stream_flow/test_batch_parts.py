@@ -128,6 +128,17 @@ def test_the_guard_asks_further_checks_and_lets_their_errors_out():
         guard.check()
 
 
+def test_a_pause_without_partitions_ends_nothing():
+    clock, ended = Clock(), []
+    guard = LoopGuard(10.0, has_partitions=lambda: False, clock=clock, end=ended.append)
+
+    clock.now_s += 60
+    guard.check()
+
+    assert ended == []
+    assert guard.longest_pause_s == 60
+
+
 async def test_a_blocked_loop_is_noticed_without_anyone_calling_check():
     ended: list[int] = []
     guard = LoopGuard(0.2, end=ended.append)
