@@ -37,9 +37,7 @@ def records(count: int, seed: int) -> Iterator[Record]:
     """Records of user-events: ratings with visits between them, and of every hundred about one
     sent twice, one that comes late, and now and then one that is refused or has a wrong key."""
     rng = random.Random(seed)
-    number = 0
-    for user, item, time_ms in interactions(count, seed):
-        number += 1
+    for number, (user, item, time_ms) in enumerate(interactions(count, seed)):
         chance = rng.random()
         fields = {
             "event_id": f"event-{seed}-{number:07d}",

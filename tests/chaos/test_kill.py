@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -106,27 +107,17 @@ def test_ten_kills_while_40000_events_pass(engine: Engine, disk: str, seed: int)
         print(f"  {name}: {check['checked']} {check['unit']}; {'; '.join(check['notes'])}")
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_crash_at_any_step_loses_nothing_and_applies_nothing_twice(
-    engine: Engine, step: str
+@pytest.mark.parametrize("disk", ["kept", pytest.param("wiped", marks=pytest.mark.slow)])
+def test_crashes_at_every_step_lose_nothing_and_apply_nothing_twice(
+    engine: Engine, disk: str
 ) -> None:
-    crash_twice(engine, step)
+    crash_at(engine, STEPS, is_wiped=disk == "wiped")
 
     assert_exact(engine, engine.workers[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", STEPS)
-def test_a_crash_at_any_step_with_the_disk_wiped(engine: Engine, step: str) -> None:
-    crash_twice(engine, step, is_wiped=True)
-
-    assert_exact(engine, engine.workers[0])
-
-
-def crash_twice(
-    engine: Engine, step: str, *arguments: str, is_wiped: bool = False, count: int = 1500
-) -> None:
-    """A worker that crashes at a step in its third batch, is started and crashes there again.
+def crash_at(engine: Engine, steps: Sequence[str], *arguments: str, is_wiped: bool = False) -> None:
+    """A worker that crashes at a step of its second batch, is started, crashes at the next one.
 
     All events are there before it starts, so that each batch has many of them.
     """
@@ -135,10 +126,10 @@ def crash_twice(
     engine.wait_until_all_is_done()
     engine.wait_for_snapshot()
     worker.kill()
-    engine.send(records(count, seed=3))
-    for _ in range(2):
+    engine.send(records(600 * len(steps), seed=3))
+    for step in steps:
         worker.start(*arguments, crash=f"{step}:2")
-        assert worker.wait_for_end() != 0
+        assert worker.wait_for_end() == -signal.SIGKILL, worker.log()
         if is_wiped:
             shutil.rmtree(worker.data_dir)
     worker.start(*arguments)
@@ -155,7 +146,7 @@ def crash_twice(
 def test_without_a_guard_the_same_crash_is_found_out(
     engine: Engine, guard: str, step: str, check: str, finding: str
 ) -> None:
-    crash_twice(engine, step, "--break-guard", guard)
+    crash_at(engine, [step, step], "--break-guard", guard)
     engine.wait_until_all_is_done()
     engine.wait_for_snapshot()
     engine.workers[0].stop()
