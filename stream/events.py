@@ -20,6 +20,9 @@ Scenario = Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,31}(?!\\n)$")]
 Milliseconds = Annotated[int, Meta(ge=0, description="milliseconds since 1970, UTC")]
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+#: A history keeps values as 32-bit floats; a larger one cannot be kept.
+_FLOAT32_MAX = 3.4028234663852886e38
+Float32 = Annotated[float, Meta(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)]
 
 DEFAULT_TENANT = "default"
 DEFAULT_SCENARIO = "home"
@@ -61,7 +64,7 @@ class UserEvent(Struct, frozen=True, gc=False):
     session_id: Annotated[str, Meta(max_length=128)] | UnsetType = UNSET
     items: Annotated[list[ListedItem], Meta(max_length=200)] | UnsetType = UNSET
     sent_time: Milliseconds | UnsetType = UNSET
-    value: float | UnsetType = UNSET
+    value: Float32 | UnsetType = UNSET
     portion: Share | UnsetType = UNSET
     rec: RecommendationReference | UnsetType = UNSET
     query: Annotated[str, Meta(max_length=1024)] | UnsetType = UNSET

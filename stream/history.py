@@ -227,7 +227,7 @@ class UserRow:
         self.newest_ms = max(self.newest_ms, event.time_ms)
         self.events_total += 1
         self.applied_offset = event.offset
-        if size == limits.max_history:
+        for _ in range(size + 1 - limits.max_history):  # more than one where it was set lower
             self._drop_oldest(limits.max_taken)
         if limits.dedupe_ring:
             self.ring = (self.ring + event.event_hash)[-limits.dedupe_ring * _HASH_BYTES :]

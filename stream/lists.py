@@ -67,8 +67,8 @@ def list_policy(settings: Settings) -> Policy:
 
 
 def list_key(user: TouchedUser) -> bytes:
-    """The key of a user's list and interests."""
-    if user.tenant == DEFAULT_TENANT:
+    """The key of a user's list and interests; a known and an anonymous user never share one."""
+    if user.tenant == DEFAULT_TENANT and user.is_known:
         return user.owner.encode()
     kind = "u" if user.is_known else "a"
     return KEY_SEPARATOR.join((user.tenant, kind, user.owner, DEFAULT_SCENARIO)).encode()

@@ -1,0 +1,376 @@
+"""Folding records: what is refused, what counts once, what becomes due; cut into batches anyhow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+
+import pytest
+from folding import (
+    FINGERPRINT,
+    NOW_MS,
+    PARTITIONS,
+    Record,
+    RecordSlice,
+    Store,
+    Tp,
+    body,
+    partition_of,
+    record,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.items import item_hash
+from stream.guards import Guards
+from stream.history import RowError, UserRow, hash32
+from stream.settings import DAY_MS, EventRole, Settings
+
+#: Three users whose events lie on partition 1.
+USERS = [name for n in range(50) if partition_of(name := f"user-{n}") == 1][:3]
+ITEMS = [f"item-{number}" for number in range(5)]
+
+
+def value(**fields: object) -> bytes:
+    return json.dumps(body(**fields)).encode()
+
+
+REFUSED = {
+    "no value": (None, "no value"),
+    "not UTF-8": (b'{"event_id": "\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8"}', "utf-8"),
+    "empty": (b"", "truncated"),
+    "not JSON": (b"click!", "malformed"),
+    "not an object": (b"[1, 2]", "Expected `object`"),
+    "deep": (b"[" * 20_000, ""),
+    "deep in a field that is read": (b'{"context": ' + b'{"a":' * 20_000, ""),
+    "too long": (value(query="x" * 70_000), "at most 65536"),
+    "no event_id": (value(event_id=None), "event_id"),
+    "short event_id": (value(event_id="short"), "length >= 8"),
+    "no type": (value(type=None), "type"),
+    "no event_time": (value(event_time=None), "event_time"),
+    "text as time": (value(event_time="now"), "Expected `int`"),
+    "before 1970": (value(event_time=-62_135_596_800_000), ">= 0"),
+    "year 9999": (value(event_time=253_402_300_799_000), "after the record's timestamp"),
+    "a time beyond 64 bits": (value(event_time=10**30), ""),
+    "NaN": (value(value=float("nan")), "malformed"),
+    "infinity": (value(value=float("inf")), "malformed"),
+    "value beyond float64": (b'{"value": 1e999, ' + value()[1:], "out of range"),
+    "value beyond float32": (value(value=1e39), "value"),
+    "portion above one": (value(portion=1.5), "portion"),
+    "number as user": (value(user_id=7), "Expected `str`"),
+    "empty user": (value(user_id=""), "length >= 1"),
+    "user of 10 kB": (value(user_id="u" * 10_000), "length <= 256"),
+    "nobody": (value(user_id=None), "neither user_id nor anonymous_id"),
+    "no item": (value(item_id=None), "no item_id"),
+    "no item for a dislike": (value(type="dislike", item_id=None), "no item_id"),
+    "malformed type": (value(type="Click!"), "regex"),
+    "type with a line end": (value(type="click\n"), "regex"),
+    "malformed tenant": (value(tenant="a b"), "regex"),
+    "other schema": (value(schema="driftline.event/2"), "schema"),
+    "half a surrogate": (value().replace(b"item-1", b"\\ud800"), ""),
+    "control event": (
+        value(schema="driftline.control/1", type="user_delete"),
+        "not supported yet: control event user_delete",
+    ),
+    "unknown control event": (value(schema="driftline.control/1", type="user_shout"), ""),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_record_that_breaks_the_contract_is_one_dead_letter_and_stops_nothing(name):
+    data, reason = REFUSED[name]
+    store = Store()
+
+    batch = store.fold(record(1), Record(b"ada", data, 2), record(3))
+
+    (letter,) = batch.dead_letters
+    assert reason in letter.reason and letter.reason
+    assert (letter.topic, letter.offset, letter.key, letter.value) == (
+        "user-events",
+        2,
+        b"ada",
+        data,
+    )
+    assert letter.partition == partition_of("ada")
+    assert batch.counts == {"folded": 2}
+    assert len(store.row("ada")) == 2
+
+
+def test_a_record_without_a_key_is_refused():
+    batch = Store().fold(dataclasses.replace(record(), key=None), partition=0)
+
+    assert "no key" in batch.dead_letters[0].reason
+
+
+@given(st.binary(max_size=60) | st.text().map(str.encode), st.binary(max_size=8) | st.none())
+def test_no_bytes_whatsoever_raise(data, key):
+    Store().fold(Record(key, data), partition=0)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from([*body(), "value", "portion", "session_id", "tenant", "rec"]), json_values)
+def test_no_value_of_any_field_raises(name, anything):
+    data = json.dumps(body() | {name: anything}).encode()
+
+    batch = Store().fold(Record(b"ada", data), partition=partition_of("ada"))
+
+    outcomes = sum(batch.counts.values()) + len(batch.dead_letters) + len(batch.misrouted)
+    assert outcomes == 1
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Record]:
+    """One partition's log of three users: clicks, visits, dislikes, repeats, late ones, rubbish."""
+    log = []
+    for offset in range(draw(st.integers(1, 25))):
+        if draw(st.integers(0, 9)) == 0:
+            log.append(Record(b"ada", b"rubbish", offset))
+            continue
+        kind = draw(st.sampled_from(["click", "click", "visit", "dislike", "impression", "wink"]))
+        log.append(
+            record(
+                offset,
+                draw(st.integers(0, offset)),
+                user_id=draw(st.sampled_from(USERS)),
+                type=kind,
+                item_id=draw(st.sampled_from(ITEMS)),
+                event_time=NOW_MS - draw(st.integers(0, 5)) * 1000,
+            )
+        )
+    return log
+
+
+def run(log: list[Record], cuts: set[int], settings: Settings) -> tuple[object, ...]:
+    """Rows, deltas, dead letters and counts after folding the log in batches cut there."""
+    store = Store(settings)
+    deltas: list[tuple[object, ...]] = []
+    dead, counts = [], {}
+    bounds = sorted({0, *cuts, len(log)})
+    for first, last in pairwise(bounds):
+        batch = store.fold_slices([RecordSlice(Tp(1), log[first:last])])
+        for columns in batch.deltas.values():
+            rows = (getattr(columns, f.name) for f in dataclasses.fields(columns))
+            deltas += zip(*rows, strict=True)
+        dead += [letter.offset for letter in batch.dead_letters]
+        for name, count in batch.counts.items():
+            counts[name] = counts.get(name, 0) + count
+    return store.rows, deltas, dead, counts
+
+
+@given(st.data())
+def test_the_state_after_a_log_does_not_depend_on_where_batches_were_cut(data):
+    log = data.draw(logs())
+    cuts = data.draw(st.sets(st.integers(1, len(log))))
+    settings = Settings(max_history=4, max_taken=3, dedupe_ring=data.draw(st.integers(0, 5)))
+
+    assert run(log, cuts, settings) == run(log, set(), settings)
+
+
+@given(st.data())
+def test_what_is_read_again_after_a_crash_is_not_folded_again_but_its_lists_are_due(data):
+    log = data.draw(logs())
+    store = Store()
+    first = store.fold(*log, partition=1)
+    rows = dict(store.rows)
+    again = data.draw(st.integers(0, len(log) - 1))
+
+    batch = store.fold(*log[again:], partition=1)
+
+    assert store.rows == rows
+    assert not batch.deltas and not batch.counts["folded"]
+    due = {user.owner for user in batch.users.values() if user.is_due}
+    assert due <= {user.owner for user in first.users.values() if user.is_due}
+    if again == 0:
+        assert due == {user.owner for user in first.users.values() if user.is_due}
+
+
+def test_an_event_id_that_came_before_counts_once_whatever_its_offset():
+    store = Store()
+
+    batch = store.fold(record(1, 1), record(2, 1, item_id="item-2"), record(3, 3))
+
+    assert batch.counts == {"folded": 2, "duplicates": 1}
+    assert batch.deltas[partition_of("ada")].offsets == [1, 3]
+    assert store.row("ada").applied_offset == 3
+
+
+def test_without_the_guard_a_replay_is_folded_twice():
+    store = Store(guards=Guards(replay_skip=False))
+
+    store.fold(record(1))
+    batch = store.fold(record(1))
+
+    assert batch.counts == {"folded": 1}
+    assert len(store.row("ada")) == 2
+
+
+def test_what_an_event_adds_is_its_item_the_ones_before_its_time_and_its_weight():
+    settings = Settings(event_types={"watch": EventRole("positive", 2.5)})
+    clicks = [
+        record(1, item_id="item-1"),
+        record(2, item_id="item-2", type="dislike"),
+        record(3, item_id="item-3", type="watch", value=4, portion=0.5, session_id="s"),
+    ]
+
+    store = Store(settings)
+    batch = store.fold(*clicks)
+
+    deltas = batch.deltas[partition_of("ada")]
+    assert deltas.items == ["item-1", "item-2", "item-3"]
+    assert deltas.previous == [
+        [],
+        [item_hash("item-1")],
+        [item_hash("item-2"), item_hash("item-1")],
+    ]
+    assert deltas.weights == [16, 0, 40]
+    assert deltas.times_ms == [NOW_MS - 999, NOW_MS - 998, NOW_MS - 997]
+    last = store.row("ada").history()[-1]
+    assert (last["value"], last["portion"]) == (4.0, 0.5)
+    assert (last["session"], last["type"]) == (hash32("s"), hash32("watch"))
+
+
+@given(st.integers(0, DAY_MS))
+def test_a_time_ahead_of_the_record_by_less_than_the_limit_is_set_back_to_it(ahead_ms):
+    store = Store()
+
+    batch = store.fold(record(event_time=NOW_MS + ahead_ms))
+
+    assert store.row("ada").newest_ms == NOW_MS
+    assert next(iter(batch.users.values())).request_ms == NOW_MS
+
+
+def test_a_visit_asks_for_a_list_and_leaves_history_and_statistics_alone():
+    store = Store()
+
+    batch = store.fold(record(7, type="visit", item_id=None))
+
+    (user,) = batch.users.values()
+    assert (user.is_due, user.reason, user.trigger_id) == (True, "visit", "event-0007")
+    assert not batch.deltas and len(user.row) == 0
+    assert store.row("ada").applied_offset == 7
+
+
+@pytest.mark.parametrize(
+    ("kinds", "reason", "trigger"),
+    [
+        (["click", "click"], "event", 2),
+        (["visit", "click"], "visit", 1),
+        (["click", "visit", "click"], "visit", 2),
+        (["visit", "visit", "click"], "visit", 2),
+        (["click", "impression"], "event", 1),
+    ],
+)
+def test_of_several_events_the_newest_visit_is_the_trigger_else_the_newest_event(
+    kinds, reason, trigger
+):
+    records = [record(offset, type=kind) for offset, kind in enumerate(kinds, start=1)]
+
+    (user,) = Store().fold(*records).users.values()
+
+    assert (user.reason, user.trigger_id) == (reason, f"event-{trigger:04d}")
+    assert user.trigger_offset == trigger
+    assert user.coalesced == sum(kind != "impression" for kind in kinds)
+
+
+def test_a_list_is_asked_for_as_of_the_latest_time_of_the_events():
+    (user,) = (
+        Store().fold(record(1, event_time=NOW_MS - 5), record(2, event_time=NOW_MS - 9)).users
+    ).values()
+
+    assert user.request_ms == NOW_MS - 5
+
+
+def test_types_that_settings_do_not_know_or_ignore_are_counted_and_nothing_else():
+    settings = Settings(event_types={"hover": EventRole("ignored")})
+    kinds = ["wink", "hover", "impression"]
+
+    batch = Store(settings).fold(*(record(at, type=kind) for at, kind in enumerate(kinds)))
+
+    assert batch.counts == {"unknown_type": 1, "ignored": 2}
+    assert not batch.users and not batch.deltas and not batch.dead_letters
+
+
+def test_a_type_that_does_not_refresh_is_folded_and_makes_nothing_due():
+    settings = Settings(event_types={"view": EventRole("positive", 1.0, False)})
+
+    (user,) = Store(settings).fold(record(type="view")).users.values()
+
+    assert len(user.row) == 1 and not user.is_due
+
+
+def test_an_event_of_another_scenario_is_folded_and_no_list_is_due():
+    (user,) = Store().fold(record(scenario="kids")).users.values()
+
+    assert len(user.row) == 1 and not user.is_due
+
+
+def test_a_record_under_another_key_than_its_user_is_sent_again_and_not_folded():
+    store = Store()
+    wrong = dataclasses.replace(record(), key=b"bob")
+
+    batch = store.fold(wrong)
+
+    assert [(m.key, m.value) for m in batch.misrouted] == [(b"ada", wrong.value)]
+    assert not batch.users and not store.rows and not batch.dead_letters
+
+
+def test_a_record_on_another_partition_than_its_keys_is_sent_again_and_not_folded():
+    store = Store()
+    elsewhere = (partition_of("ada") + 1) % PARTITIONS
+
+    batch = store.fold(record(1), record(2), partition=elsewhere)
+
+    assert [m.key for m in batch.misrouted] == [b"ada", b"ada"]
+    assert not batch.users and not store.rows
+    assert batch.last_offsets == {elsewhere: 2}
+
+
+def test_known_and_anonymous_users_and_tenants_have_rows_of_their_own():
+    store = Store()
+
+    store.fold(
+        record(1, item_id="item-1"),
+        record(2, item_id="item-2", user_id=None, anonymous_id="ada"),
+        record(3, item_id="item-3", tenant="shop"),
+    )
+
+    assert store.row("ada").taken_items().tolist() == [item_hash("item-1")]
+    assert store.row("ada", is_known=False).taken_items().tolist() == [item_hash("item-2")]
+    assert store.row("ada", tenant="shop").taken_items().tolist() == [item_hash("item-3")]
+
+
+def test_an_event_with_both_ids_belongs_to_the_known_user():
+    store = Store()
+
+    store.fold(record(anonymous_id="device-1"))
+
+    assert len(store.row("ada")) == 1
+
+
+def test_slices_of_several_partitions_are_one_batch():
+    names = {partition_of(name): name for name in (f"user-{n}" for n in range(50))}
+    slices = [
+        RecordSlice(Tp(partition), [record(5 + partition, user_id=name)])
+        for partition, name in names.items()
+    ]
+
+    batch = Store().fold_slices(slices)
+
+    assert batch.last_offsets == {partition: 5 + partition for partition in names}
+    assert set(batch.deltas) == set(names)
+    assert {user.partition for user in batch.users.values()} == set(names)
+
+
+def test_a_stored_row_of_another_topic_stops_the_batch():
+    store = Store()
+    store.rows[partition_of("ada"), b"default\x1fu\x1fada"] = UserRow(FINGERPRINT + 1).encode()
+
+    with pytest.raises(RowError, match="another topic"):
+        store.fold(record())
