@@ -29,7 +29,7 @@ class Continuity:
         self.records_repeated_total = 0
         self._on_gap = on_gap
         self._next_offset: dict[TP, int] = {}
-        self._suspected_at: dict[TP, int] = {}
+        self._suspected: dict[TP, tuple[int, int]] = {}
 
     def next_offset(self, tp: TP) -> int | None:
         """None: where reading starts is not decided yet."""
@@ -37,11 +37,11 @@ class Continuity:
 
     def start(self, tp: TP, offset: int) -> None:
         self._next_offset[tp] = offset
-        self._suspected_at.pop(tp, None)
+        self._suspected.pop(tp, None)
 
     def forget(self, tp: TP) -> None:
         self._next_offset.pop(tp, None)
-        self._suspected_at.pop(tp, None)
+        self._suspected.pop(tp, None)
 
     def delivered(self, tp: TP, last_offset: int) -> None:
         self._next_offset[tp] = last_offset + 1
@@ -49,8 +49,8 @@ class Continuity:
     def admit(self, tp: TP, records: Sequence[ConsumerRecord]) -> Sequence[ConsumerRecord]:
         """The records of a fetched slice to deliver now; none = read again from `next_offset`.
 
-        Repeated ones are left out. A slice that begins too late is believed only when it comes
-        so a second time, after reading again. What is missing then is counted, logged and told
+        Repeated ones are left out. A slice that begins too late is believed only when the next
+        one, after reading again, begins at the same offset. What is missing then is counted, logged and told
         to `on_gap`, whose exceptions come out here.
         """
         expected = self._next_offset.get(tp)
@@ -70,10 +70,10 @@ class Continuity:
         return records
 
     def _is_first_suspicion(self, tp: TP, expected: int, got: int) -> bool:
-        if got > expected and self._suspected_at.get(tp) != expected:
-            self._suspected_at[tp] = expected
+        if got > expected and self._suspected.get(tp) != (expected, got):
+            self._suspected[tp] = expected, got
             return True
-        self._suspected_at.pop(tp, None)
+        self._suspected.pop(tp, None)
         return False
 
     def _report(self, tp: TP, expected: int, got: int) -> None:

@@ -49,7 +49,8 @@ class Scene:
             [
                 NewTopic(self.events, PARTITIONS, 1),
                 NewTopic(self.changelog, PARTITIONS, 1, topic_configs=compact),
-            ]
+            ],
+            wait_for_metadata=True,
         )
 
     def close(self) -> None:

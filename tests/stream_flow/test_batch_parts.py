@@ -13,7 +13,7 @@ import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from faust.types import TP
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
@@ -61,6 +61,8 @@ def test_nothing_is_admitted_before_the_start_is_decided():
     assert offsets(Continuity(None).admit(SOURCE, [At(0)])) == []
 
 
+@settings(deadline=None)
+@example(log=[False, False, False, True, True], cuts=[(5, 1), (4, 1)])
 @given(
     log=st.lists(st.booleans(), min_size=1, max_size=40),
     cuts=st.lists(st.tuples(st.integers(0, 39), st.integers(1, 10)), max_size=30),
@@ -303,7 +305,7 @@ async def running_producer(bootstrap: str, limits: BrokerLimits) -> AsyncIterato
 @pytest.fixture
 def topic(kafka, prefix) -> str:
     admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    admin.create_topics([NewTopic(f"{prefix}out", 1, 1)])
+    admin.create_topics([NewTopic(f"{prefix}out", 1, 1)], wait_for_metadata=True)
     admin.close()
     return f"{prefix}out"
 
