@@ -35,7 +35,8 @@ from stream.guards import Guards
 from stream.interests import user_interests
 from stream.lists import Refresh, RefreshContext, list_key, list_policy, messages, state_digest
 from stream.live import LiveParts
-from stream.ranker import RankedLists
+from stream.ranker import RankedLists, Ranker
+from stream.releases import ReleaseSwap
 from stream.requests import LiveTensors, build_requests
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder, Slice, TouchedUser
@@ -142,6 +143,7 @@ class BatchProcessor:
         self._guards = guards or Guards()
         self._on_step = on_step
         self._policy = list_policy(settings)
+        self._ranks_with: Ranker | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
 
     async def process(self, slices: Sequence[Slice]) -> None:
@@ -222,6 +224,9 @@ class BatchProcessor:
             )
         for refresh in refreshes:
             self._add_refresh(refresh, context, outbox)
+        if context.ranker is not self._ranks_with:
+            self._ranks_with = context.ranker
+            self._add_swap(batch, context, outbox)
         dead_letters = settings.topic("dead-letters"), 0
         for letter in batch.dead_letters:
             outbox.records[dead_letters].append((letter.key, letter.kept_value()))
@@ -244,6 +249,20 @@ class BatchProcessor:
         row.served_list(rec_id, self._live.index.hashes[refresh.rows])
         user.is_changed = True
         self._add_interests(refresh, [i.item_id for i in recommendation.items], key, outbox)
+
+    def _add_swap(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
+        """Put down from which offsets on this worker ranks with another release than before."""
+        ranker = context.ranker
+        swap = ReleaseSwap(
+            "driftline.release-swap/1",
+            ranker.name,
+            ranker.version,
+            ranker.sha256,
+            {str(partition): offset for partition, offset in batch.first_offsets.items()},
+            context.generated_at_ms,
+        )
+        topic = self._settings.topic("release-log")
+        outbox.add(topic, 0, ranker.name.encode(), encode(swap))
 
     def _add_interests(
         self, refresh: Refresh, listed: list[str], key: bytes, outbox: Outbox

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from mode import Service
@@ -23,6 +23,17 @@ from stream.settings import Settings
 #: A release's check and warm-up may take so long.
 _CHECK_TIMEOUT_S = 120.0
 _FIRST_LOOK_TIMEOUT_S = 60.0
+
+
+class ReleaseSwap(msgspec.Struct, frozen=True):
+    """On `release-log`: a worker ranks with a release from these offsets of user-events on."""
+
+    schema: Literal["driftline.release-swap/1"]
+    name: str
+    version: int
+    sha256: str
+    from_offsets: dict[str, int]  # partition -> first offset
+    at: int  # milliseconds since 1970, UTC
 
 
 class RefusedReleaseError(DriftlineError):

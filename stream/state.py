@@ -121,6 +121,7 @@ class FoldedBatch:
     deltas: dict[int, PartitionDeltas] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     misrouted: list[Misrouted] = field(default_factory=list)
+    first_offsets: dict[int, int] = field(default_factory=dict)  # of each partition
     last_offsets: dict[int, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -175,6 +176,7 @@ class Folder:
                 event = self._accept(record, partition, batch)
                 if event is not None:
                     events.append(event)
+            batch.first_offsets.setdefault(partition, piece.records[0].offset)
             batch.last_offsets[partition] = piece.records[-1].offset
         for partition, events in accepted.items():
             rows = self._read(partition, events, read_rows)  # 2. read rows
