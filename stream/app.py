@@ -113,7 +113,6 @@ def _faust_app(settings: Settings) -> faust.App:
         datadir=str(Path(settings.data_dir) / name),
         loop=asyncio.get_event_loop(),
         topic_partitions=settings.partitions,
-        topic_allow_declare=False,
         broker_commit_interval=settings.commit_interval_s,
         consumer_group_instance_id=settings.instance or None,
         table_standby_replicas=settings.standby_replicas,
