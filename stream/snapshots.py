@@ -56,7 +56,8 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
     _write(folder / name, data)
     pointer = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
     _write(folder / "latest.json", json.dumps(pointer, indent=1).encode())
-    for old in sorted(folder.glob("statistics-*.npz"))[: -_KEPT - 1]:
+    others = [path for path in folder.glob("statistics-*.npz") if path.name != name]
+    for old in sorted(others, key=lambda path: path.stat().st_mtime_ns)[:-_KEPT]:
         old.unlink(missing_ok=True)
     return folder / name
 

@@ -68,11 +68,13 @@ def encode_deltas(partition: int, deltas: PartitionDeltas) -> bytes:
     return _encode(record)
 
 
-def decode_deltas(data: bytes, index: ItemIndex) -> Deltas:
+def decode_deltas(data: bytes | None, index: ItemIndex) -> Deltas:
     """The deltas of a record, with rows of `index`; items that were never met get one.
 
     Raises DeltasError if the bytes are no such record.
     """
+    if data is None:
+        raise DeltasError("wanted a record of deltas, got none")
     try:
         record = _decode(data)
         if record.version != DELTAS_VERSION:
@@ -93,7 +95,9 @@ def decode_deltas(data: bytes, index: ItemIndex) -> Deltas:
             np.frombuffer(record.weights, dtype="<u2").astype(np.int64),
         )
     except (msgspec.MsgspecError, ValueError, IndexError) as error:
-        raise DeltasError(f"wanted a record of deltas, got {len(data)} bytes: {error}") from error
+        raise DeltasError(f"wanted a record of deltas, got {data[:40]!r}: {error}") from error
+    if {len(items), len(deltas.offsets), len(deltas.times_ms), len(deltas.weights)} != {len(items)}:
+        raise DeltasError(f"wanted columns of {len(items)} events each, got some longer or shorter")
     return deltas
 
 
@@ -115,7 +119,7 @@ class LiveStatistics:
         self.positions = positions or {}
         self.refused = 0
 
-    def read(self, records: Iterable[tuple[int, int, bytes]]) -> None:
+    def read(self, records: Iterable[tuple[int, int, bytes | None]]) -> None:
         """Apply (partition, offset, value) records in order, but those applied before."""
         batches = []
         for partition, offset, value in records:
