@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from export.errors import DriftlineError
+from stream.bench.commands import bench
 from stream.settings import Settings, load_settings
 
 #: Verbs that need the trainer's packages, and the module of `models` that holds them.
@@ -91,6 +92,9 @@ class reported:  # noqa: N801 - reads as a statement: with reported()
 @click.version_option(package_name="driftline")
 def main() -> None:
     """Driftline: a click in, a refreshed recommendation list out."""
+
+
+main.add_command(bench)
 
 
 @main.group()

@@ -1,0 +1,80 @@
+"""The verbs of `driftline bench`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import msgspec
+
+from export.datasets import FORMATS
+from stream.settings import Settings
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine: ratios within one run count, not figures of different runs."""
+
+
+def _batch_sizes(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise click.BadParameter(f"wanted sizes such as 256,1024, got {text!r}", ctx, option)
+    return sizes
+
+
+@bench.command("state")
+@click.option(
+    "--bootstrap", default=Settings().bootstrap, show_default=True, help="Kafka; a real one."
+)
+@click.option(
+    "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Sent once."
+)
+@click.option(
+    "--batches",
+    callback=_batch_sizes,
+    default="256,1024",
+    show_default=True,
+    help="Sizes of a batch in records, with commas between.",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--users", type=click.IntRange(1), default=100_000, show_default=True)
+@click.option("--partitions", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True),
+    help="Data set whose interactions are sent under drawn users; without it they are generated.",
+)
+@click.option("--format", "data_format", type=click.Choice(FORMATS), default="movietweetings")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def state(
+    bootstrap: str,
+    events: int,
+    batches: list[int],
+    rounds: int,
+    users: int,
+    partitions: int,
+    seed: int,
+    data: Path | None,
+    data_format: str,
+    as_json: bool,
+) -> None:
+    """The state path beside a raw aiokafka loop, in turn: events/s and CPU for each event.
+
+    Topics are made under a prefix of their own and deleted at the end. Exit code 1 if a state was
+    wrong after its run.
+    """
+    from stream.bench.state import bench_state
+    from stream.bench.workload import Workload
+    from stream.cli import reported
+
+    workload = Workload(events, users, seed=seed, path=data, data_format=data_format)
+    with reported():
+        report = bench_state(bootstrap, workload, batches, rounds, partitions)
+    click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
+    sys.exit(0 if report.holds else 1)

@@ -1,0 +1,190 @@
+"""The yardstick: consume, read, write and send with aiokafka and RocksDB, and nothing else.
+
+Run as a process by `driftline bench state`, with a `RawPlan` as its argument. For every batch it
+reads and writes one row for each distinct user, sends the same changelog rows and as many bytes of
+deltas as a worker, and waits for the broker. It decodes no event, folds none and knows none twice.
+All of a batch is sent at once: the order that a worker keeps costs a wait more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import rocksdict
+import uvloop
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from msgspec import Struct
+
+from stream.history import RowLimits, row_key
+from stream.kafka.consumer import LONG_POLL_MS
+from stream.kafka.producer import MAX_BATCH_BYTES
+from stream.kafka.table import (
+    BLOCK_CACHE_BYTES,
+    BLOOM_BITS,
+    MAX_OPEN_FILES,
+    WRITE_BUFFER_BYTES,
+    source_row,
+)
+
+#: Bytes of deltas for an event: its columns, and its part of the batch's distinct items.
+DELTA_BYTES = 68
+_ROW_HEADER_BYTES, _EVENT_BYTES, _HASH_BYTES = 64, 40, 8
+#: Events of a user in the row's first bytes: with it a row has the size that a worker's has.
+_COUNT = struct.Struct("<I")
+_KEY_BEGIN = row_key("default", True, "")
+_LIMITS = RowLimits()
+_FILLER = bytes(range(256)) * 128
+
+Row = tuple[bytes, bytes | None]
+
+
+class RawPlan(Struct, frozen=True):
+    """Where to read and write; the same topics as a worker of this group would use."""
+
+    bootstrap: str
+    events: str
+    changelog: str
+    deltas: str
+    group: str
+    data_dir: str
+    batch_records: int
+    commit_interval_s: float
+    max_request_bytes: int
+
+
+def row_of(count: int) -> bytes:
+    """Bytes as many as a worker keeps of a user with so many events, all of other items."""
+    kept = min(count, _LIMITS.max_history)
+    hashes = min(count, _LIMITS.dedupe_ring) + min(count - kept, _LIMITS.max_taken)
+    size = _ROW_HEADER_BYTES + kept * _EVENT_BYTES + hashes * _HASH_BYTES
+    return _COUNT.pack(count) + _FILLER[_COUNT.size : size]
+
+
+def count_in(row: bytes) -> int:
+    """How many events a row stands for."""
+    count: int = _COUNT.unpack_from(row)[0]
+    return count
+
+
+class RawLoop:
+    """One consumer, one producer, one database a partition."""
+
+    def __init__(self, plan: RawPlan) -> None:
+        self._plan = plan
+        self._databases: dict[int, Any] = {}
+        self._stopped = asyncio.Event()
+        self._consumer = AIOKafkaConsumer(
+            plan.events,
+            bootstrap_servers=plan.bootstrap,
+            group_id=plan.group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=LONG_POLL_MS,
+        )
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=plan.bootstrap,
+            acks="all",
+            max_batch_size=MAX_BATCH_BYTES,
+            max_request_size=plan.max_request_bytes,
+        )
+
+    async def run(self) -> None:
+        """Until SIGTERM."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stopped.set)
+        await self._producer.start()
+        await self._consumer.start()
+        committed_s = time.monotonic()
+        while not self._stopped.is_set():
+            fetched = await self._consumer.getmany(
+                timeout_ms=LONG_POLL_MS, max_records=self._plan.batch_records
+            )
+            if fetched:
+                await self._take(fetched)
+            if time.monotonic() - committed_s >= self._plan.commit_interval_s:
+                await self._consumer.commit()
+                committed_s = time.monotonic()
+        await self._consumer.stop()
+        await self._producer.stop()
+        for database in self._databases.values():
+            database.close()
+
+    async def _take(self, fetched: dict[Any, list[Any]]) -> None:
+        now_ms = int(time.time() * 1000)
+        changes: dict[int, list[Row]] = {}
+        acknowledged: list[Any] = []
+        for tp, records in fetched.items():
+            rows = self._changed(tp.partition, records)
+            changes[tp.partition] = rows
+            deltas = _FILLER * (DELTA_BYTES * len(records) // len(_FILLER) + 1)
+            size = DELTA_BYTES * len(records)
+            for topic, sent in (
+                (self._plan.changelog, rows),
+                (self._plan.deltas, [(None, deltas[:size])]),
+            ):
+                acknowledged += await self._send(topic, tp.partition, sent, now_ms)
+        await asyncio.gather(*acknowledged)
+        for partition, rows in changes.items():
+            batch = rocksdict.WriteBatch(raw_mode=True)
+            for key, value in rows:
+                batch.put(key, value)
+            self._database(partition).write(batch)
+
+    def _changed(self, partition: int, records: list[Any]) -> list[Row]:
+        """The new row of each distinct user, and the source row."""
+        counts = Counter([record.key for record in records])
+        keys = [_KEY_BEGIN + user for user in counts]
+        stored = self._database(partition).get(keys)
+        rows: list[Row] = [
+            (key, row_of(count + (count_in(row) if row else 0)))
+            for key, row, count in zip(keys, stored, counts.values(), strict=True)
+        ]
+        rows.append(source_row(records[-1].offset))
+        return rows
+
+    async def _send(
+        self,
+        topic: str,
+        partition: int,
+        records: Iterable[tuple[bytes | None, bytes | None]],
+        ms: int,
+    ) -> list[Any]:
+        futures = []
+        batch = self._producer.create_batch()
+        for key, value in records:
+            while batch.append(timestamp=ms, key=key, value=value) is None:
+                futures.append(await self._producer.send_batch(batch, topic, partition=partition))
+                batch = self._producer.create_batch()
+        futures.append(await self._producer.send_batch(batch, topic, partition=partition))
+        return futures
+
+    def _database(self, partition: int) -> Any:
+        if partition not in self._databases:
+            blocks = rocksdict.BlockBasedOptions()
+            blocks.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
+            blocks.set_bloom_filter(BLOOM_BITS, False)
+            options = rocksdict.Options(raw_mode=True)
+            options.create_if_missing(True)
+            options.set_block_based_table_factory(blocks)
+            options.set_max_open_files(MAX_OPEN_FILES)
+            options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+            options.set_max_write_buffer_number(2)
+            path = Path(self._plan.data_dir) / f"{partition}.db"
+            self._databases[partition] = rocksdict.Rdict(str(path), options=options)
+        return self._databases[partition]
+
+
+async def _run(plan: RawPlan) -> None:
+    await RawLoop(plan).run()
+
+
+if __name__ == "__main__":
+    uvloop.run(_run(msgspec.json.decode(sys.argv[1], type=RawPlan)))

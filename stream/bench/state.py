@@ -1,0 +1,207 @@
+"""Measure the state path on a real broker, alternating with a raw loop that does nothing else.
+
+Both read the same topic, and write and send as many bytes (see stream.bench.raw_loop). The worker
+is the real one, as a process of its own, with refreshes switched off: it decodes, folds, knows
+duplicates, counts statistics and keeps the order of guarantee.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import get_args
+
+import msgspec
+from msgspec import Struct
+
+from stream.bench.raw_loop import RawPlan
+from stream.bench.state_check import Contestant, read_changelog, read_deltas, state_errors
+from stream.bench.topics import bench_topics, fill, for_run, make_anew, written_by
+from stream.bench.watched import driftline_command, run_until_committed
+from stream.bench.workload import Workload
+from stream.history import source_fingerprint
+from stream.settings import Settings
+from stream.topics import check_topics, state_changelog
+
+#: A run that is slower than this has come to a stop.
+_SLOWEST_EVENTS_PER_S = 500
+_START_S = 60.0
+
+
+class StateRun(Struct, frozen=True):
+    """One run of one contestant. `wrong` says what is wrong with the state; such a run counts for
+    nothing."""
+
+    contestant: Contestant
+    batch: int
+    round: int
+    events_per_s: float
+    cpu_us_per_event: float
+    events_per_write: float
+    changelog_bytes_per_event: float
+    delta_bytes_per_event: float
+    wrong: list[str]
+
+
+class StateReport(Struct, frozen=True):
+    """All runs of a benchmark of the state path."""
+
+    events: int
+    users: int
+    seed: int
+    partitions: int
+    load_before: float
+    load_after: float
+    runs: list[StateRun]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the state was right after every run."""
+        return not any(run.wrong for run in self.runs)
+
+    def ratios(self, batch: int, value: Callable[[StateRun], float]) -> list[float]:
+        """Driftline's value as part of the raw loop's, one a round."""
+        found = {(run.contestant, run.round): value(run) for run in self.runs if run.batch == batch}
+        rounds = sorted({number for _, number in found})
+        return [found["driftline", number] / found["raw", number] for number in rounds]
+
+    def as_table(self) -> str:
+        """Medians of each contestant, and the ratios of each round."""
+        lines = [
+            f"{self.events:,} events, {self.users:,} users with events, {self.partitions} "
+            f"partitions; load {self.load_before:.1f} before, {self.load_after:.1f} after",
+            f"{'batch':>6} {'path':<10} {'events/s':>9} {'CPU us/ev':>9} {'ev/write':>9} "
+            f"{'changelog B/ev':>14} {'deltas B/ev':>11}  state",
+        ]
+        for batch in sorted({run.batch for run in self.runs}):
+            for contestant in get_args(Contestant):
+                lines.append(self._line(batch, contestant))
+            speed = self.ratios(batch, lambda run: run.events_per_s)
+            cpu = self.ratios(batch, lambda run: run.cpu_us_per_event)
+            lines.append(f"{batch:>6} ratio of events/s {_spread(speed)}; of CPU {_spread(cpu)}")
+        return "\n".join(lines)
+
+    def _line(self, batch: int, contestant: Contestant) -> str:
+        runs = [r for r in self.runs if r.batch == batch and r.contestant == contestant]
+        wrong = [text for run in runs for text in run.wrong]
+        return (
+            f"{batch:>6} {contestant:<10} {median(r.events_per_s for r in runs):>9,.0f} "
+            f"{median(r.cpu_us_per_event for r in runs):>9.2f} "
+            f"{median(r.events_per_write for r in runs):>9.0f} "
+            f"{median(r.changelog_bytes_per_event for r in runs):>14.0f} "
+            f"{median(r.delta_bytes_per_event for r in runs):>11.0f}  "
+            f"{'WRONG: ' + '; '.join(wrong) if wrong else 'right'}"
+        )
+
+
+def bench_state(
+    bootstrap: str, workload: Workload, batches: list[int], rounds: int, partitions: int
+) -> StateReport:
+    """Fill a topic, let both contestants go through it in turn, delete everything again.
+
+    Raises DriftlineError for a broker or a data set that cannot be used, or a run that fails.
+    """
+    load_before = os.getloadavg()[0]
+    runs = []
+    with bench_topics(bootstrap, partitions) as settings:
+        asyncio.run(fill(settings, workload))
+        for number in range(rounds):
+            for batch in batches:
+                for contestant in get_args(Contestant):
+                    runs.append(_run(settings, workload, contestant, batch, number))
+    users = len(set(workload.user_numbers().tolist()))
+    return StateReport(
+        workload.events,
+        users,
+        workload.seed,
+        partitions,
+        load_before,
+        os.getloadavg()[0],
+        runs,
+    )
+
+
+def _run(
+    engine: Settings, workload: Workload, contestant: Contestant, batch: int, number: int
+) -> StateRun:
+    settings = for_run(engine, f"{contestant}-{batch}-{number}")
+    make_anew(settings, written_by(settings))
+    with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
+        home = Path(folder)
+        command = (
+            _raw_command(settings, batch, home)
+            if contestant == "raw"
+            else _worker_command(settings, workload, batch, home)
+        )
+        cpu = run_until_committed(
+            command,
+            settings,
+            workload.events,
+            _START_S + workload.events / _SLOWEST_EVENTS_PER_S,
+            f"{contestant}, batches of {batch}, round {number + 1}",
+        )
+        log = asyncio.run(read_changelog(settings))
+        delta_bytes, delta_events = asyncio.run(read_deltas(settings, contestant))
+        source = source_fingerprint(check_topics(settings), settings.partitions)
+        data = home / "data"
+        wrong = list(state_errors(log, workload.user_numbers(), data, contestant, source))
+    if contestant == "driftline" and delta_events != workload.events:
+        wrong.append(f"wanted deltas of {workload.events} events, got {delta_events}")
+    timed, begin_ms, end_ms = log.timed()
+    took_s = max(end_ms - begin_ms, 1) / 1000
+    return StateRun(
+        contestant,
+        batch,
+        number,
+        timed / took_s,
+        cpu.between(begin_ms / 1000, end_ms / 1000) / max(timed, 1) * 1e6,
+        workload.events / max(log.writes, 1),
+        log.bytes / workload.events,
+        delta_bytes / workload.events,
+        wrong,
+    )
+
+
+def _raw_command(settings: Settings, batch: int, home: Path) -> list[str]:
+    (home / "data").mkdir()
+    plan = RawPlan(
+        settings.bootstrap,
+        settings.topic("user-events"),
+        state_changelog(settings),
+        settings.topic("item-statistics"),
+        settings.prefix + settings.group,
+        str(home / "data"),
+        batch,
+        settings.commit_interval_s,
+        settings.max_request_bytes,
+    )
+    return [sys.executable, "-m", "stream.bench.raw_loop", msgspec.json.encode(plan).decode()]
+
+
+def _worker_command(settings: Settings, workload: Workload, batch: int, home: Path) -> list[str]:
+    values = {
+        "bootstrap": settings.bootstrap,
+        "prefix": settings.prefix,
+        "group": settings.group,
+        "partitions": settings.partitions,
+        "data_dir": str(home / "data"),
+        "registry": str(home / "registry"),
+        "model": False,
+        "batch_records": batch,
+    }
+    lines = [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in values.items()]
+    for kind in workload.event_types():
+        lines += [f"[event_types.{kind}]", 'role = "positive"', "refreshes = false"]
+    config = home / "worker.toml"
+    config.write_text("\n".join(lines) + "\n")
+    return driftline_command("worker", "--config", str(config))
+
+
+def _spread(ratios: list[float]) -> str:
+    each = " ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"{median(ratios):.2f} ({each})"

@@ -1,0 +1,121 @@
+"""Look at what a run has written: is the state right, and how fast did it come about.
+
+A figure of a run whose state is wrong is worth nothing. Times are those of the batches themselves,
+which stand in the changelog's records: watching costs the run nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import rocksdict
+from numpy.typing import NDArray
+
+from stream.bench.raw_loop import count_in
+from stream.bench.topics import read_topic
+from stream.bench.workload import user_id
+from stream.history import UserRow, row_key
+from stream.kafka.table import OFFSET_KEY, SOURCE_KEY
+from stream.settings import Settings
+from stream.statistics import DeltaRecord
+from stream.topics import state_changelog
+
+Contestant = Literal["raw", "driftline"]
+
+#: The part of the events before the clock starts: topics made just now refuse the first requests.
+WARM_UP_SHARE = 0.02
+_OFFSET = np.dtype("<i8")
+
+
+@dataclass(slots=True)
+class Changelog:
+    """What the changelog of a run holds, and when it was written."""
+
+    rows: dict[bytes, bytes] = field(default_factory=dict)  # the newest of each key
+    sources: dict[int, int] = field(default_factory=dict)  # partition -> last applied offset
+    bytes: int = 0
+    writes: int = 0  # of one partition each
+    progress: list[tuple[int, int]] = field(default_factory=list)  # (time in ms, events applied)
+
+    def timed(self) -> tuple[int, int, int]:
+        """(events, begin in ms, end in ms) of the run without its warm-up."""
+        self.progress.sort()
+        total = sum(events for _, events in self.progress)
+        done = 0
+        for begin_ms, events in self.progress:
+            done += events
+            if done >= WARM_UP_SHARE * total:
+                return total - done, begin_ms, self.progress[-1][0]
+        return 0, 0, 0
+
+
+async def read_changelog(settings: Settings) -> Changelog:
+    """Read the state of a run that has ended."""
+    log = Changelog()
+    async for record in read_topic(settings, state_changelog(settings)):
+        log.bytes += len(record.key) + len(record.value)
+        if record.key != SOURCE_KEY:
+            log.rows[record.key] = record.value
+            continue
+        log.writes += 1
+        offset = int(np.frombuffer(record.value, dtype=_OFFSET)[0])
+        applied = offset - log.sources.get(record.partition, -1)
+        log.progress.append((record.timestamp, applied))
+        log.sources[record.partition] = offset
+    return log
+
+
+async def read_deltas(settings: Settings, contestant: Contestant) -> tuple[int, int]:
+    """(bytes, events) of the deltas of a run; the raw loop's bytes hold no events."""
+    size = events = 0
+    decode = msgspec.msgpack.Decoder(DeltaRecord).decode
+    async for record in read_topic(settings, settings.topic("item-statistics")):
+        size += len(record.value)
+        if contestant == "driftline":
+            events += len(decode(record.value).offsets) // _OFFSET.itemsize
+    return size, events
+
+
+def state_errors(
+    log: Changelog, users: NDArray[np.int64], data_dir: Path, contestant: Contestant, source: int
+) -> Iterator[str]:
+    """What is wrong with the state after events of these [N] users; nothing if it is right.
+
+    `source` is the fingerprint of the topic that rows speak of.
+    """
+    numbers, wanted = np.unique(users, return_counts=True)
+    if len(log.rows) != len(numbers):
+        yield f"wanted rows of {len(numbers)} users, got {len(log.rows)}"
+    total = wrong = 0
+    for number, count in zip(numbers.tolist(), wanted.tolist(), strict=True):
+        row = log.rows.get(row_key("default", True, user_id(number)))
+        if row is None:
+            wrong += 1
+            continue
+        is_raw = contestant == "raw"
+        got = count_in(row) if is_raw else UserRow.decode(row, source).events_total
+        total += got
+        wrong += got != count
+    if total != len(users):
+        yield f"wanted {len(users)} events in the rows, got {total}"
+    if wrong:
+        yield f"{wrong} of {len(numbers)} users have another number of events than were sent"
+    if dict(_rows_on_disk(data_dir)) != log.rows:
+        yield "the rows on disk are not those of the changelog"
+
+
+def _rows_on_disk(data_dir: Path) -> Iterator[tuple[bytes, bytes]]:
+    options = rocksdict.Options(raw_mode=True)
+    for path in sorted(data_dir.rglob("*.db")):
+        database = rocksdict.Rdict(
+            str(path), options=options, access_type=rocksdict.AccessType.read_only()
+        )
+        for key, value in database.items():
+            if key not in (SOURCE_KEY, OFFSET_KEY):
+                yield key, value
+        database.close()
