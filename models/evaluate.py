@@ -107,25 +107,51 @@ def _ranks(scores: torch.Tensor, allowed: torch.Tensor, targets: torch.Tensor) -
     return found
 
 
-def best_share(ranking: Ranking, min_events: int = 200) -> float:
-    """The model's share with the best sum of HR@10 and HR@50 for returning users.
+@dataclass(frozen=True, slots=True)
+class ShareEvidence:
+    """What each of SHARES gains over chain + popularity, for returning users.
 
-    0 where no share is at least as good as chain + popularity in both, or where there are fewer
-    than `min_events` to tell. Neighbouring shares are averaged: one slice is a small sample.
+    Sums over events of the difference of hits at 10 and at 50, and of its square.
     """
+
+    events: float
+    gains: NDArray[np.float64]  # [SHARES, 2]
+    squares: NDArray[np.float64]  # [SHARES, 2]
+
+    def with_former(self, former: ShareEvidence | None) -> ShareEvidence:
+        """Together with what a former training found, at half its weight: a slice is small."""
+        if former is None:
+            return self
+        return ShareEvidence(
+            self.events + former.events / 2,
+            self.gains + former.gains / 2,
+            self.squares + former.squares / 2,
+        )
+
+    def best_share(self, min_events: int = 200) -> float:
+        """The share with the best sum of gains in HR@10 and HR@50.
+
+        Left out are shares that lose more than a standard error in either. 0 if none gains, or if
+        there are too few events to tell.
+        """
+        if self.events < min_events:
+            return 0.0
+        means = self.gains / self.events
+        errors = np.sqrt(np.maximum(self.squares / self.events - means**2, 0.0) / self.events)
+        total = np.where((means < -errors).any(axis=1), -1.0, means.sum(axis=1))
+        best = int(total.argmax())
+        return SHARES[best] if total[best] > 0 else 0.0
+
+
+def share_evidence(ranking: Ranking) -> ShareEvidence:
+    """What a ranking by all of SHARES shows."""
     which = ranking.is_returning
-    if which.sum() < min_events:
-        return 0.0
-    shares = sorted(ranking.by_share)
+    baseline = ranking.ranks[BASELINE][which]
     hits = np.array(
-        [[(ranking.by_share[share][which] <= k).mean() for k in (10, 50)] for share in shares]
-    )  # [shares, 2]
-    base = np.array([(ranking.ranks[BASELINE][which] <= k).mean() for k in (10, 50)])
-    padded = np.concatenate([hits[:1], hits, hits[-1:]])
-    gains = (padded[:-2] + padded[1:-1] + padded[2:]) / 3 - base
-    gains[(gains < 0).any(axis=1)] = -1.0
-    best = int(gains.sum(axis=1).argmax())
-    return shares[best] if gains[best].sum() > 0 else 0.0
+        [[ranking.by_share[share][which] <= k for k in (10, 50)] for share in SHARES]
+    ).astype(np.float64)  # [SHARES, 2, N]
+    difference = hits - np.array([baseline <= k for k in (10, 50)])
+    return ShareEvidence(float(which.sum()), difference.sum(axis=2), (difference**2).sum(axis=2))
 
 
 def table(ranking: Ranking, share: float | None, returning: bool) -> dict[str, dict[str, float]]:

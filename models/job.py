@@ -67,7 +67,7 @@ def run(folder: Path) -> Result:
     from export.registry import Registry
     from models.corpus import read_corpus
     from models.pipeline import PipelineSettings, train_cold, train_warm
-    from models.publish import Origin, load_trained, publish
+    from models.publish import Origin, load_former, publish
 
     torch.set_num_threads(order.threads)
     corpus = read_corpus(folder)
@@ -76,8 +76,8 @@ def run(folder: Path) -> Result:
     if order.parent is None:
         trained = train_cold(corpus, settings)
     else:
-        former, catalogue = load_trained(registry.open(order.name, order.parent))
-        trained = train_warm(corpus, former, catalogue, order.new_from, settings)
+        former = load_former(registry.open(order.name, order.parent))
+        trained = train_warm(corpus, former, order.new_from, settings)
     origin = Origin(order.offsets, order.parent, order.now_ms)
     published = publish(trained, corpus, settings, origin, registry, order.name)
     release = published.release

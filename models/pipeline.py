@@ -16,7 +16,7 @@ from torch import nn
 from export.catalogue import ReleaseCatalogue
 from models.config import DriftlineConfig
 from models.corpus import Corpus
-from models.evaluate import SHARES, Ranking, best_share, rank_examples
+from models.evaluate import SHARES, Ranking, ShareEvidence, rank_examples, share_evidence
 from models.event_log import Ints
 from models.network import DriftlineModel
 from models.sequences import BatchMaker
@@ -52,8 +52,33 @@ class Trained:
     model: DriftlineModel
     catalogue: ReleaseCatalogue
     validation: Ranking
+    evidence: ShareEvidence  # that `share` was chosen by
     share: float
     loss: float
+
+    def former(self) -> Former:
+        """What the next training goes on from."""
+        return Former(self.model, self.catalogue, self.evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a warm training goes on from."""
+
+    model: DriftlineModel
+    catalogue: ReleaseCatalogue
+    evidence: ShareEvidence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A measured model that is about to learn the events from number `new_from` on."""
+
+    model: DriftlineModel
+    catalogue: ReleaseCatalogue
+    validation: Ranking
+    evidence: ShareEvidence
+    new_from: int
 
 
 def train_cold(
@@ -76,16 +101,13 @@ def train_cold(
     fit_gate(model, batches, np.arange(begin, until), settings.train, rng)  # 2
     fit(model, batches, np.arange(begin, until), settings.train, rng, progress)
     validation = rank_examples(model, batches, np.arange(max(until, x.first), len(x)), SHARES)  # 3
-    share = best_share(validation)
-    return _finished(
-        corpus, model, catalogue, validation, share, until, settings, rng, progress
-    )  # 4
+    start = _Start(model, catalogue, validation, share_evidence(validation), until)
+    return _finished(corpus, start, settings, rng, progress)  # 4
 
 
 def train_warm(
     corpus: Corpus,
-    former: DriftlineModel,
-    catalogue: ReleaseCatalogue,
+    former: Former,
     new_from: int,
     settings: PipelineSettings,
     progress: Progress = lambda n: None,
@@ -98,33 +120,25 @@ def train_warm(
     rng = _seeded(settings.seed + new_from)
     x = corpus.examples
     new_from = max(new_from, x.first, len(x) - settings.max_new)
-    batches = corpus.batches(catalogue)
-    validation = rank_examples(former, batches, np.arange(new_from, len(x)), SHARES)
-    share = best_share(validation)
-    return _finished(
-        corpus, former, catalogue, validation, share, new_from, settings, rng, progress
-    )
+    batches = corpus.batches(former.catalogue)
+    validation = rank_examples(former.model, batches, np.arange(new_from, len(x)), SHARES)
+    evidence = share_evidence(validation).with_former(former.evidence)
+    start = _Start(former.model, former.catalogue, validation, evidence, new_from)
+    return _finished(corpus, start, settings, rng, progress)
 
 
 def _finished(
-    corpus: Corpus,
-    model: DriftlineModel,
-    catalogue: ReleaseCatalogue,
-    validation: Ranking,
-    share: float,
-    new_from: int,
-    settings: PipelineSettings,
-    rng: Generator,
-    progress: Progress,
+    corpus: Corpus, start: _Start, settings: PipelineSettings, rng: Generator, progress: Progress
 ) -> Trained:
-    """Learn the events from `new_from` on, beside a sample of older ones."""
-    catalogue = corpus.catalogue(len(corpus.examples), catalogue)
-    model = grown(model, catalogue)
+    """Learn the new events, beside a sample of older ones."""
+    catalogue = corpus.catalogue(len(corpus.examples), start.catalogue)
+    model = grown(start.model, catalogue)
     batches = corpus.batches(catalogue)
-    numbers = _new_and_older(batches, new_from, settings, rng)
+    numbers = _new_and_older(batches, start.new_from, settings, rng)
     loss = fit(model, batches, numbers, settings.finish, rng, progress)
+    share = start.evidence.best_share()
     model.model_share.fill_(share)
-    return Trained(model, catalogue, validation, share, loss)
+    return Trained(model, catalogue, start.validation, start.evidence, share, loss)
 
 
 def _new_and_older(

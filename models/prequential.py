@@ -47,7 +47,7 @@ def play(
         rankings.append(_ranked(corpus, trained, begin, end, progress))
         if end < total:
             seen = corpus_until(corpus, end)
-            trained = train_warm(seen, trained.model, trained.catalogue, begin, settings)
+            trained = train_warm(seen, trained.former(), begin, settings)
             note(f"retrained on {end} events, model share {trained.share}")
     return _joined(rankings)
 

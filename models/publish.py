@@ -34,10 +34,10 @@ from export.to_onnx import (
     graph_inputs,
 )
 from models.corpus import Corpus
-from models.evaluate import differences, summary
+from models.evaluate import SHARES, ShareEvidence, differences, summary
 from models.event_log import Ints
 from models.network import DriftlineModel, LiveInputs, RankGraph
-from models.pipeline import PipelineSettings, Trained, parameters
+from models.pipeline import Former, PipelineSettings, Trained, parameters
 from models.sequences import BatchMaker
 
 #: Users and items of the golden vectors: enough to see a damaged weight, small on disk.
@@ -146,6 +146,11 @@ def _metrics(trained: Trained, rng: Generator) -> dict[str, Any]:
         "training_loss": trained.loss if np.isfinite(trained.loss) else None,
         "parameters": parameters(trained.model),
         **summary(trained.validation, trained.share, rng),
+        "share_evidence": {
+            "events": trained.evidence.events,
+            "gains": trained.evidence.gains.tolist(),
+            "squares": trained.evidence.squares.tolist(),
+        },
     }
 
 
@@ -225,7 +230,7 @@ def _session(path: Path) -> Any:
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def load_trained(release: Release) -> tuple[DriftlineModel, ReleaseCatalogue]:
+def load_former(release: Release) -> Former:
     """The model of a release with its catalogue, to go on training from.
 
     Raises ReleaseError if its weights cannot be read.
@@ -237,7 +242,20 @@ def load_trained(release: Release) -> tuple[DriftlineModel, ReleaseCatalogue]:
         raise ReleaseError(
             f"{release.path}: wanted weights to go on from, got: {error}; train from nothing"
         ) from error
-    return model, ReleaseCatalogue(release.items, list(release.attributes), types)
+    catalogue = ReleaseCatalogue(release.items, list(release.attributes), types)
+    return Former(model, catalogue, _read_evidence(release.path / METRICS))
+
+
+def _read_evidence(path: Path) -> ShareEvidence | None:
+    """What the model's share was chosen by; None if it was measured in another way."""
+    try:
+        found = msgspec.json.decode(path.read_bytes())["share_evidence"]
+        gains, squares = np.array(found["gains"]), np.array(found["squares"])
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError):
+        return None
+    if gains.shape != (len(SHARES), 2) or squares.shape != gains.shape:
+        return None
+    return ShareEvidence(float(found["events"]), gains, squares)
 
 
 def code_version() -> str:
