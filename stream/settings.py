@@ -93,6 +93,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     list_lifetime_ms: Positive = DAY_MS
     seen_items: Literal["filter", "allow"] = "filter"
     decisions: bool = True
+    cloud_events: bool = False  # CloudEvents headers on every list
     trending_interval_s: Annotated[float, Meta(gt=0)] = 1.0
     trending_max_age_ms: Positive = 3_600_000  # in event time
 
@@ -109,6 +110,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["cpu", "cuda"] = "cpu"
     model: bool = True  # False: live statistics alone
     inference_threads: Positive = 1
+    release_budget_ms: Positive = 1000  # a release that needs longer for 16 users is refused
     max_rank_batch: Positive = 64
 
     # this process
@@ -173,7 +175,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """A variable's value as JSON where it is that, else as the text it is."""
+    """A variable's list or object as JSON; everything else stays the text it is."""
+    if not text.startswith(("[", "{")):
+        return text
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
