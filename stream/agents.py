@@ -33,7 +33,15 @@ from stream import metrics
 from stream.events import encode
 from stream.guards import Guards
 from stream.interests import user_interests
-from stream.lists import Refresh, RefreshContext, list_key, list_policy, messages, state_digest
+from stream.lists import (
+    Refresh,
+    RefreshContext,
+    cloud_event_headers,
+    list_key,
+    list_policy,
+    messages,
+    state_digest,
+)
 from stream.live import LiveParts
 from stream.ranker import RankedLists, Ranker
 from stream.releases import ReleaseSwap
@@ -86,9 +94,17 @@ class Outbox:
     )
     headers: dict[tuple[str, int], list[Headers]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, topic: str, partition: int, key: bytes | None, value: bytes | None) -> None:
+    def add(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+    ) -> None:
         """Put in a record; those of one partition keep their order."""
         self.records[topic, partition].append((key, value))
+        self.headers[topic, partition].append(headers or [])
 
     async def send(
         self, send_records: SendRecords, now_ms: int
@@ -99,12 +115,13 @@ class Outbox:
         """
         deliveries: dict[tuple[str, int], Sequence[asyncio.Future[tuple[int, int]]]] = {}
         for (topic, partition), records in self.records.items():
+            headers = self.headers[topic, partition]
             deliveries[topic, partition] = await send_records(
                 topic,
                 partition,
                 records,
                 timestamp_ms=now_ms,
-                headers=self.headers.get((topic, partition)),
+                headers=headers if any(headers) else None,
             )
         await asyncio.gather(*(f for futures in deliveries.values() for f in futures))
         offsets = {}
@@ -227,10 +244,9 @@ class BatchProcessor:
         if context.ranker is not self._ranks_with:
             self._ranks_with = context.ranker
             self._add_swap(batch, context, outbox)
-        dead_letters = settings.topic("dead-letters"), 0
         for letter in batch.dead_letters:
-            outbox.records[dead_letters].append((letter.key, letter.kept_value()))
-            outbox.headers[dead_letters].append(letter.headers())
+            key, value, headers = letter.kept_key(), letter.kept_value(), letter.headers()
+            outbox.add(settings.topic("dead-letters"), 0, key, value, headers)
         for misrouted in batch.misrouted:
             partition = (murmur2(misrouted.key) & 0x7FFFFFFF) % settings.partitions
             outbox.add(settings.topic("user-events"), partition, misrouted.key, misrouted.value)
@@ -240,7 +256,13 @@ class BatchProcessor:
         settings, user = self._settings, refresh.user
         recommendation, decision = messages(refresh, context, settings)
         key = list_key(user)
-        outbox.add(settings.topic("recommendations"), user.partition, key, encode(recommendation))
+        outbox.add(
+            settings.topic("recommendations"),
+            user.partition,
+            key,
+            encode(recommendation),
+            cloud_event_headers(recommendation) if settings.cloud_events else None,
+        )
         if decision is not None:
             outbox.add(settings.topic("decisions"), user.partition, key, encode(decision))
         row = user.row

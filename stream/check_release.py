@@ -1,4 +1,4 @@
-"""Check a release in a process of its own: `python -m stream.check_release FOLDER`.
+"""Check a release in a process of its own: `python -m stream.check_release FOLDER BUDGET_MS`.
 
 A flipped bit can load and silently compute wrong numbers, and a small file can demand gigabytes:
 neither may happen inside a worker. Exit code 0: the release computes what it was exported with.
@@ -6,8 +6,11 @@ neither may happen inside a worker. Exit code 0: the release computes what it wa
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +24,11 @@ MEMORY_BYTES = 6 * 2**30
 TOLERANCE = 1e-4
 
 
-def check(path: Path) -> None:
-    """Run the golden inputs through both graphs; raises DriftlineError if the outputs differ."""
+def check(path: Path, budget_ms: float) -> None:
+    """Run the golden inputs through both graphs.
+
+    Raises DriftlineError if an output differs, or if the graph takes longer than the budget.
+    """
     from stream.ranker import open_session
 
     release = open_release(path)
@@ -33,6 +39,19 @@ def check(path: Path) -> None:
             names = [o.name for o in session.get_outputs()]
             for name, got in zip(names, session.run(names, inputs), strict=True):
                 _compare(path / graph, name, golden[f"{prefix}.out.{name}"], got)
+            run = functools.partial(session.run, names, inputs)
+            took_ms = min(_timed_ms(run) for _ in range(3))
+            if took_ms > budget_ms:
+                raise DriftlineError(
+                    f"{path / graph}: wanted the golden batch within {budget_ms:.0f} ms, it took "
+                    f"{took_ms:.0f}; make the model smaller, or raise `release_budget_ms`"
+                )
+
+
+def _timed_ms(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return (time.perf_counter() - begun) * 1000
 
 
 def _compare(path: Path, name: str, wanted: np.ndarray, got: np.ndarray) -> None:
@@ -46,10 +65,10 @@ def _compare(path: Path, name: str, wanted: np.ndarray, got: np.ndarray) -> None
 
 
 def main() -> int:
-    """Check the folder named on the command line."""
+    """Check the folder that the command line names, within the budget it names."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     try:
-        check(Path(sys.argv[1]))
+        check(Path(sys.argv[1]), float(sys.argv[2]))
     except DriftlineError as error:
         print(error)
         return 1

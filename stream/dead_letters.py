@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 #: Bytes of a refused value that are kept: a larger one is cut, and its size stands in a header.
 MAX_KEPT_BYTES = 65_536
+#: Characters of a reason that are kept: some errors repeat what they are about.
+MAX_REASON = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,16 @@ class DeadLetter:
     def headers(self) -> list[tuple[str, bytes]]:
         """The record's headers on dead-letters; its key and value are those that were refused."""
         return [
-            ("reason", self.reason.encode()),
+            ("reason", self.reason[:MAX_REASON].encode()),
             ("topic", self.topic.encode()),
             ("partition", str(self.partition).encode()),
             ("offset", str(self.offset).encode()),
             ("bytes", str(len(self.value or b"")).encode()),
         ]
+
+    def kept_key(self) -> bytes | None:
+        """The key, cut to MAX_KEPT_BYTES: a longer one is no id, and may fill a whole request."""
+        return None if self.key is None else self.key[:MAX_KEPT_BYTES]
 
     def kept_value(self) -> bytes | None:
         """The value, cut to MAX_KEPT_BYTES."""

@@ -163,3 +163,14 @@ def messages(
         anonymous_id=UNSET if user.is_known else user.owner,
     )
     return recommendation, decision
+
+
+def cloud_event_headers(recommendation: Recommendation) -> list[tuple[str, bytes]]:
+    """The list's attributes as CloudEvents 1.0 headers, in Kafka's binary mode."""
+    return [
+        ("ce_specversion", b"1.0"),
+        ("ce_id", recommendation.rec_id.encode()),
+        ("ce_type", recommendation.schema.encode()),
+        ("ce_source", f"driftline/{recommendation.tenant}/{recommendation.scenario}".encode()),
+        ("content-type", b"application/json"),
+    ]

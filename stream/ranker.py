@@ -10,6 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.errors import DriftlineError
+from export.features import GATE_FEATURES
 from export.items import ItemIndex, Rows
 from export.release import Release
 from stream.catalogue import Catalogue
@@ -133,16 +134,16 @@ class ItemTable:
         width = int(tower.get_outputs()[0].shape[1])
         self._input = np.zeros((1024, width), dtype=np.float32)
         self._output = np.zeros((1024, width), dtype=np.float32)
-        self._filled = 0
+        self.filled = 0  # rows that have vectors
         self._changes = 0  # of the catalogue that are taken in
         self.generation = 0  # grows whenever a vector changes
 
     def update(self, catalogue: Catalogue) -> None:
         """Compute the vectors of rows that are new or whose attributes changed."""
         size, changes = len(self._index), catalogue.changes
-        rows = [row for row in catalogue.changed_since(self._changes) if row < self._filled]
+        rows = [row for row in catalogue.changed_since(self._changes) if row < self.filled]
         self._changes = changes
-        rows += range(self._filled, size)
+        rows += range(self.filled, size)
         if not rows:
             return
         if size > len(self._input):
@@ -152,7 +153,7 @@ class ItemTable:
             )
         for start in range(0, len(rows), _TOWER_BATCH):
             self._compute(rows[start : start + _TOWER_BATCH], catalogue)
-        self._filled = size
+        self.filled = size
         self.generation += 1
 
     def slices(self, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -211,6 +212,25 @@ class ModelRanker:
         self._session.run_with_iobinding(binding)
         rows, scores, parts = binding.copy_outputs_to_cpu()
         return RankedLists(rows, scores, parts)
+
+    def warm_up(self, users: int) -> None:
+        """Rank once for so many users without a history, so that the first real call is fast."""
+        size = self.table.filled
+        if not size:
+            return
+        nobody = np.zeros((users, 1), dtype=np.int64)
+        requests = RankRequests(
+            nobody,
+            nobody,
+            nobody,
+            nobody[:, 0],
+            np.zeros((users, GATE_FEATURES), dtype=np.float32),
+            nobody,
+            np.zeros((2, users, 1), dtype=np.float32),
+            nobody + size,
+        )
+        popularity = np.zeros((2, size), dtype=np.float32)
+        self.rank(requests, LiveTensors(popularity, np.ones(size, dtype=np.float32), {}, 0), 1)
 
     def _make_resident(self, live: LiveTensors) -> None:
         """Send to the device what changed since the last call."""

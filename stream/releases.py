@@ -124,7 +124,7 @@ class ReleaseWatch(Service):  # type: ignore[misc]
 
     async def _prepared(self, stage: ReleaseStage) -> Ranker:
         path = Path(self._settings.registry) / stage.name / str(stage.version)
-        await check_release(path)
+        await check_release(path, self._settings.release_budget_ms)
         release = await asyncio.to_thread(open_release, path)
         if release.sha256 != stage.sha256:
             raise RefusedReleaseError(
@@ -135,12 +135,14 @@ class ReleaseWatch(Service):  # type: ignore[misc]
 
     def _warm(self, release: Release) -> ModelRanker:
         settings = self._settings
-        return ModelRanker(
+        ranker = ModelRanker(
             release, self._index, self._catalogue, settings.device, settings.inference_threads
         )
+        ranker.warm_up(settings.max_rank_batch)
+        return ranker
 
 
-async def check_release(path: Path) -> None:
+async def check_release(path: Path, budget_ms: int) -> None:
     """Run the check of a release in a child process with bounded memory.
 
     Raises RefusedReleaseError with what the check printed.
@@ -150,6 +152,7 @@ async def check_release(path: Path) -> None:
         "-m",
         "stream.check_release",
         str(path),
+        str(budget_ms),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -69,8 +69,7 @@ class RefusedItems:
         for letter in waiting:
             tp = TopicPartition(letter.topic, letter.partition)
             if letter.offset >= (await consumer.committed(tp) or 0):
-                outbox.records[where].append((letter.key, letter.kept_value()))
-                outbox.headers[where].append(letter.headers())
+                outbox.add(*where, letter.kept_key(), letter.kept_value(), letter.headers())
         await outbox.send(self._send_records, int(time.time() * 1000))
         if outbox.records:
             metrics.DEAD_LETTERS.labels("items").inc(len(outbox.records[where]))
