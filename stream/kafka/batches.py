@@ -16,8 +16,8 @@ from faust.types import TP
 
 from export.errors import DriftlineError
 
-#: Exit code of a worker whose batch failed, or that crashed and did not end by itself in time.
-#: The number of sysexits' EX_SOFTWARE; a supervisor should start the worker again.
+#: Exit code of a worker that crashed, or was told to stop, and did not end by itself in time. The
+#: number of sysexits' EX_SOFTWARE; a supervisor should start the worker again.
 FAILED_EXIT_CODE = 70
 
 #: `source_watermark(partition)`: the last source offset applied to the state; None = none known.
@@ -60,8 +60,8 @@ class BatchOptions:
     `max_slice_records`: a fetched slice is cut to this, so that `record_batches(max_records)`
         overshoots by less.
     `max_queued_slices`: fetching waits while an agent has so many slices before it.
-    `exit_after_failure_s`: a crashed worker that has not ended by then is ended with
-        FAILED_EXIT_CODE; None leaves that to the caller, for apps inside another process.
+    `end_within_s`: a worker that crashed, or was told to stop, and has not ended by then is ended
+        with FAILED_EXIT_CODE; None leaves that to the caller, for apps inside another process.
     """
 
     batch_topics: frozenset[str]
@@ -69,7 +69,7 @@ class BatchOptions:
     on_gap: OnGap | None = None
     max_slice_records: int = 256
     max_queued_slices: int = 64
-    exit_after_failure_s: float | None = 20.0
+    end_within_s: float | None = 20.0
 
     def __post_init__(self) -> None:
         for name in ("max_slice_records", "max_queued_slices"):

@@ -283,6 +283,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         super().stop_flow()
         self._is_sought = False
         self._may_deliver.clear()
+        if self.app.should_stop:
+            self._end_in_time()
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         self._seek_count += 1
@@ -365,17 +367,21 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             extra={"batches": [(*batch.tp, batch.first_offset) for batch in self._in_work]},
         )
         self.work_ended()
-        self._exit_in_time()
+        self._end_in_time()
         await super().on_task_error(exc)
 
+    async def on_stop(self) -> None:
+        self._end_in_time()
+        await super().on_stop()
+
     def _crash(self, reason: BaseException) -> None:
-        self._exit_in_time()
+        self._end_in_time()
         super()._crash(reason)
 
-    def _exit_in_time(self) -> None:
-        """A shutdown after a crash may hang: bound it, so that the supervisor can start anew."""
-        if self._exit_timer is None and self.options.exit_after_failure_s is not None:
-            self._exit_timer = exit_later(self.options.exit_after_failure_s)
+    def _end_in_time(self) -> None:
+        """A shutdown may hang, as without a broker: bound it, so that a supervisor can go on."""
+        if self._exit_timer is None and self.options.end_within_s is not None:
+            self._exit_timer = exit_later(self.options.end_within_s)
 
 
 def _require_source(tp: TP, start: int, end: int) -> None:

@@ -50,8 +50,8 @@ class Continuity:
         """The records of a fetched slice to deliver now; none = read again from `next_offset`.
 
         Repeated ones are left out. A slice that begins too late is believed only when the next
-        one, after reading again, begins at the same offset. What is missing then is counted, logged and told
-        to `on_gap`, whose exceptions come out here.
+        one, after reading again, begins at the same offset. What is missing then is counted,
+        logged and told to `on_gap`, whose exceptions come out here.
         """
         expected = self._next_offset.get(tp)
         if expected is None:

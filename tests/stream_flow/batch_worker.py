@@ -42,7 +42,7 @@ class Plan:
         self.standbys: int = wishes.get("standbys", 0)
         self.instance: str = wishes.get("instance", "")
         self.settings: dict[str, object] = wishes.get("settings", {})
-        self.exit_after_failure_s: float = wishes.get("exit_after_failure_s", 20.0)
+        self.end_within_s: float = wishes.get("end_within_s", 20.0)
 
     def wait_while_held(self) -> None:
         """A batch takes as long as the test's file is there."""
@@ -76,7 +76,7 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
             batch_topics=frozenset({f"{plan.prefix}events"}),
             source_watermark=lambda partition: tables[0].source_watermark(partition),
             on_gap=lambda tp, want, got: plan.tell("gap", p=tp.partition, want=want, got=got),
-            exit_after_failure_s=plan.exit_after_failure_s,
+            end_within_s=plan.end_within_s,
         ),
     )
     table: RowTable = app.Table("rows", partitions=PARTITIONS)

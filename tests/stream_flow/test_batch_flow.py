@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import faust
 import pytest
 from batch_harness import Scene, WorkerProcess, wait_until
 from batch_worker import PARTITIONS
 from kafka import TopicPartition
 
-from stream.kafka.batches import FAILED_EXIT_CODE
+from stream.kafka.batches import FAILED_EXIT_CODE, BatchOptions, RecordBatch
 from stream.kafka.fencing import FENCED_EXIT_CODE
+from stream.kafka.wiring import faust_settings, install
 
 pytestmark = pytest.mark.broker
 
@@ -61,8 +64,8 @@ def test_a_batch_whose_body_raised_is_not_committed_and_is_read_again_after_the_
     process = worker(instance="one").start()
     scene.wait_until_all_is_done()
     done_before = scene.committed()
-    scene.send(1)
     process.end()
+    scene.send(1)
 
     code = process.start(fail_on="1000").exit_code()
 
@@ -77,16 +80,13 @@ def test_a_batch_whose_body_raised_is_not_committed_and_is_read_again_after_the_
 
 @pytest.mark.parametrize("disk", ["kept", "wiped"])
 def test_a_killed_worker_loses_nothing_and_applies_nothing_twice(scene, worker, disk):
-    scene.send(2_000)
+    scene.send(4_000)
     process = worker(instance="one").start()
-    for _ in range(2):
-        batches = len(process.told("batch"))
-        scene.send(2_000)
-        process.wait_for("batch", beyond=batches)
-        process.end(signal.SIGKILL)
-        if disk == "wiped":
-            shutil.rmtree(process.data)
-        process.start()
+    process.wait_for("batch")
+    process.end(signal.SIGKILL)
+    if disk == "wiped":
+        shutil.rmtree(process.data)
+    process.start()
     scene.wait_until_all_is_done()
     process.end(signal.SIGKILL)
     if disk == "wiped":
@@ -235,9 +235,55 @@ def test_a_source_shorter_than_the_state_stops_the_start(scene, worker):
     assert "truncated or made anew" in process.output
 
 
+def test_a_changelog_with_other_partitions_than_the_source_stops_the_start(scene, worker):
+    scene.admin.delete_topics([scene.changelog])
+    wait_until(lambda: scene.changelog not in scene.admin.list_topics(), "the changelog is gone")
+    scene.admin.create_topics({scene.changelog: {"num_partitions": PARTITIONS // 2}})
+
+    process = worker().start()
+
+    assert process.exit_code() not in (0, FAILED_EXIT_CODE)
+    assert "both topics need the same number of partitions" in process.output
+
+
+async def test_slices_of_an_older_generation_are_dropped(scene, tmp_path):
+    scene.send(200)
+    seen: list[RecordBatch] = []
+    app = faust.App(
+        scene.group, broker=f"kafka://{scene.bootstrap}", datadir=tmp_path, **faust_settings()
+    )
+    install(app, BatchOptions(frozenset({scene.events}), end_within_s=None))
+
+    async def look(stream: faust.Stream) -> None:
+        async for batches in stream.record_batches(max_records=100, within_s=0.01):
+            seen.extend(batches)
+
+    app.agent(app.topic(scene.events, key_type=bytes, value_type=bytes), name="look")(look)
+    app.finalize()
+    await app.start()
+    await wait_until_true(lambda: sum(len(batch.records) for batch in seen) == 200)
+
+    (current, *_) = seen
+    stale = RecordBatch(current.tp, current.records, current.generation_id - 1)
+    queue = app.consumer._queue_of(current.tp)
+    for batch in (stale, current, stale):
+        queue.force_put_nowait(batch)
+    await wait_until_true(queue.empty)
+    await wait_until_true(lambda: seen[-1] is current)
+    await app.stop()
+
+    assert stale not in seen
+
+
+async def wait_until_true(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 def test_a_crash_whose_shutdown_hangs_is_ended_in_time(scene, worker):
     scene.send(10)
 
-    process = worker(fail_on="3", exit_after_failure_s=0.0).start()
+    process = worker(fail_on="3", end_within_s=0.0).start()
 
     assert process.exit_code() == FAILED_EXIT_CODE

@@ -343,6 +343,7 @@ async def test_records_arrive_in_order_and_deliveries_cover_them(kafka, topic, c
     covered = [offset for base, count in done for offset in range(base, base + count)]
     assert covered == list(range(2_000))
     found = await read_all(kafka.bootstrap, topic)
+    assert [r.offset for r in found] == list(range(2_000))
     assert [(r.key, r.value) for r in found] == records
     assert [list(r.headers) for r in found] == headers
     assert {r.timestamp for r in found} == {1_700_000_000_000}
