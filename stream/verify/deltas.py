@@ -22,9 +22,20 @@ class DeltaTopic:
 
     effective: dict[tuple[int, int], int] = field(default_factory=dict)  # offset -> times
     watermarks: dict[int, int] = field(default_factory=dict)
-    first_batch: dict[int, int] = field(default_factory=dict)  # partition -> last offset
-    first_at_ms: int = 0
+    first_at_ms: dict[int, int] = field(default_factory=dict)  # partition -> its first record
+    first_ends: dict[int, int] = field(default_factory=dict)  # partition -> that one's last offset
+    second_begins: dict[int, int] = field(default_factory=dict)  # and the next one's first
     passed_over: int = 0
+
+    def is_in_first_batch(self, partition: int, offset: int) -> bool:
+        """Whether an event was in the first batch of all, before which nothing was known.
+
+        Visits between the last delta of that batch and the first one of the next count as in it.
+        """
+        if self.first_at_ms.get(partition) != min(self.first_at_ms.values(), default=0):
+            return False
+        end = self.first_ends[partition]
+        return offset < max(self.second_begins.get(partition, 0), end + 1)
 
 
 def check_deltas(records: Iterable[Any], expected: ExpectedState) -> tuple[Check, DeltaTopic]:
@@ -37,7 +48,7 @@ def check_deltas(records: Iterable[Any], expected: ExpectedState) -> tuple[Check
         except (ValueError, IndexError, TypeError, struct.error) as error:
             check.miss(f"record {record.partition}/{record.offset} cannot be read: {error}")
             continue
-        _note_first_batch(topic, record, deltas)
+        _note_first_records(topic, record, deltas)
         _read(check, topic, record.partition, deltas, expected)
     for where in expected.deltas.keys() - topic.effective.keys():
         check.lose(f"the delta of the event at {where} counts nowhere")
@@ -73,13 +84,15 @@ def _read(
         topic.watermarks[source] = max(topic.watermarks.get(source, -1), offset)
 
 
-def _note_first_batch(topic: DeltaTopic, record: Any, deltas: list[Any]) -> None:
-    """The first batch of all is ranked before anything is known: its lists may be empty."""
-    if not topic.first_at_ms or record.timestamp < topic.first_at_ms:
-        topic.first_batch.clear()
-        topic.first_at_ms = record.timestamp
-    if record.timestamp == topic.first_at_ms and deltas:
-        topic.first_batch[record.partition] = deltas[-1][1]
+def _note_first_records(topic: DeltaTopic, record: Any, deltas: list[Any]) -> None:
+    """Records of one batch have one timestamp."""
+    if not deltas:
+        return
+    partition = record.partition
+    if record.timestamp == topic.first_at_ms.setdefault(partition, record.timestamp):
+        topic.first_ends[partition] = deltas[-1][1]
+    else:
+        topic.second_begins.setdefault(partition, deltas[0][1])
 
 
 def decode(data: bytes) -> Iterator[tuple[int, int, Delta]]:

@@ -126,7 +126,7 @@ def _known_items(expected: ExpectedState) -> set[str]:
 
 def _has_nothing_to_list(user: ExpectedUser, topic: DeltaTopic, known: set[bytes]) -> bool:
     """Whether the last due event was in the first batch of all, or the user has taken all items."""
-    if user.due_offset <= topic.first_batch.get(user.partition, -1) or not known:
+    if not known or topic.is_in_first_batch(user.partition, user.due_offset):
         return True
     return all(int.from_bytes(item, "little") in user.taken_ever for item in known)
 
