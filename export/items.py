@@ -38,6 +38,7 @@ class ItemIndex:
         self.ids: list[str] = []
         self._row_of_id: dict[str, int] = {}
         self._row_of_hash: dict[int, int] = {}
+        self._hash_of_id: dict[str, int] = {}
         self._hashes = np.zeros(1024, dtype=np.uint64)
 
     def __len__(self) -> int:
@@ -60,6 +61,7 @@ class ItemIndex:
         self._hashes[row] = stable
         self._row_of_id[item_id] = row
         self._row_of_hash[stable] = row
+        self._hash_of_id[item_id] = stable
         self.ids.append(item_id)
         return row
 
@@ -69,8 +71,11 @@ class ItemIndex:
 
     def hash_of(self, item_id: str) -> int:
         """The hash of an item; one that was never met gets a row."""
-        row = self.row(item_id)  # may replace the array
-        return int(self._hashes[row])
+        stable = self._hash_of_id.get(item_id)
+        if stable is None:
+            self.row(item_id)
+            stable = self._hash_of_id[item_id]
+        return stable
 
     def rows_of_hashes(self, hashes: Sequence[int] | Hashes) -> Rows:
         """[N] the rows of these hashes, NO_ROW where an item was never met by its id."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,7 @@ EVENT = np.dtype(
     ]
 )
 _EVENT = struct.Struct("<QqqffII")
+_EVENT_BYTES = _EVENT.size
 _HEADER = struct.Struct("<BxHHHHHIQqQqqQ")
 _HASH_BYTES = 8
 #: Lists of a user whose ids and first items the row remembers.
@@ -72,8 +75,7 @@ def source_fingerprint(topic_id: str, partitions: int) -> int:
     return int.from_bytes(hash64(f"{topic_id}/{partitions}"), "little")
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEvent:
+class HistoryEvent(NamedTuple):
     """What a history keeps of an event; hashes instead of texts."""
 
     event_hash: bytes
@@ -142,17 +144,16 @@ class UserRow:
             )
         row.events_total = total
         row.applied_offset, row.seq, row.newest_ms, row.next_due_ms, row.interests_digest = rest
-        begin = _HEADER.size
-        end = begin + n_events * _EVENT.size
+        begin, end = _HEADER.size, _HEADER.size + n_events * _EVENT_BYTES
         row.events = data[begin:end]
-        for name, count in (
-            ("ring", n_ring),
-            ("taken", n_taken),
-            ("served", n_served),
-            ("rec_ids", n_rec_ids),
-        ):
-            begin, end = end, end + count * _HASH_BYTES
-            setattr(row, name, data[begin:end])
+        begin, end = end, end + n_ring * _HASH_BYTES
+        row.ring = data[begin:end]
+        begin, end = end, end + n_taken * _HASH_BYTES
+        row.taken = data[begin:end]
+        begin, end = end, end + n_served * _HASH_BYTES
+        row.served = data[begin:end]
+        begin, end = end, end + n_rec_ids * _HASH_BYTES
+        row.rec_ids = data[begin:end]
         if end != len(data):
             raise RowError(
                 f"wanted a row of {end} bytes, got {len(data)}; the state is damaged: remove the "
@@ -164,7 +165,7 @@ class UserRow:
         """The row as bytes; `decode` gives the same row back."""
         header = _HEADER.pack(
             CODEC_VERSION,
-            len(self.events) // _EVENT.size,
+            len(self.events) // _EVENT_BYTES,
             len(self.ring) // _HASH_BYTES,
             len(self.taken) // _HASH_BYTES,
             len(self.served) // _HASH_BYTES,
@@ -181,7 +182,7 @@ class UserRow:
 
     def __len__(self) -> int:
         """Events in the history."""
-        return len(self.events) // _EVENT.size
+        return len(self.events) // _EVENT_BYTES
 
     def history(self) -> NDArray[np.void]:
         """[len(self)] the events, oldest first, as records of EVENT."""
@@ -217,13 +218,15 @@ class UserRow:
             event.session,
             event.type,
         )
-        size = len(self)
-        place = size
-        if event.time_ms < self.newest_ms:
+        size = len(self.events) // _EVENT_BYTES
+        if event.time_ms >= self.newest_ms:
+            previous = self._items_before(size)
+            self.events += packed
+        else:
             place = int(np.searchsorted(self.history()["time_ms"], event.time_ms, side="right"))
-        previous = self._items_before(place)
-        at = place * _EVENT.size
-        self.events = b"".join((self.events[:at], packed, self.events[at:]))
+            previous = self._items_before(place)
+            at = place * _EVENT_BYTES
+            self.events = b"".join((self.events[:at], packed, self.events[at:]))
         self.newest_ms = max(self.newest_ms, event.time_ms)
         self.events_total += 1
         self.applied_offset = event.offset
@@ -239,18 +242,19 @@ class UserRow:
         self.rec_ids = (self.rec_ids + rec_id)[-MAX_REC_IDS * _HASH_BYTES :]
 
     def _items_before(self, place: int) -> list[int]:
-        first = max(place - CHAIN_DEPTH, 0)
-        unpack = _ITEM.unpack_from
-        return [unpack(self.events, at * _EVENT.size)[0] for at in range(place - 1, first - 1, -1)]
+        count = min(place, CHAIN_DEPTH)
+        items = _ITEMS[count].unpack_from(self.events, (place - count) * _EVENT_BYTES)
+        return list(items[::-1])
 
     def _drop_oldest(self, max_taken: int) -> None:
         item = self.events[:_HASH_BYTES]
-        self.events = self.events[_EVENT.size :]
+        self.events = self.events[_EVENT_BYTES:]
         if max_taken and not _find(self.taken, item):
             self.taken = (self.taken + item)[-max_taken * _HASH_BYTES :]
 
 
-_ITEM = struct.Struct("<Q")
+#: Reads the items of n consecutive events.
+_ITEMS = [struct.Struct("<" + "Q32x" * n) for n in range(CHAIN_DEPTH + 1)]
 
 
 def _find(hashes: bytes, wanted: bytes) -> bool:
@@ -267,4 +271,10 @@ _SEPARATOR = "\x1f"
 
 def row_key(tenant: str, is_known: bool, owner: str) -> bytes:
     """The key of a user's row: known and anonymous users, and tenants, never share one."""
-    return f"{tenant}{_SEPARATOR}{'u' if is_known else 'a'}{_SEPARATOR}{owner}".encode()
+    return key_beginning(tenant, is_known) + owner.encode()
+
+
+@lru_cache(maxsize=1024)
+def key_beginning(tenant: str, is_known: bool) -> bytes:
+    """What comes before the user's id in a row's key."""
+    return f"{tenant}{_SEPARATOR}{'u' if is_known else 'a'}{_SEPARATOR}".encode()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import msgspec
-from kafka.partitioner import murmur2
+from msgspec import UNSET
 
 from export.statistics import WEIGHT_ONE
 from stream.dead_letters import DeadLetter
@@ -24,8 +24,9 @@ from stream.events import (
     decode_user_event,
 )
 from stream.guards import ALL_GUARDS, Guards
-from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64, row_key
-from stream.settings import EventRole, Settings
+from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64, key_beginning
+from stream.partitioner import partitions_of
+from stream.settings import DEFAULT_EVENT_TYPES, EventRole, Settings
 
 NOT_A_NUMBER = float("nan")
 
@@ -126,16 +127,31 @@ class FoldedBatch:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(slots=True)
-class _Accepted:
-    """A valid event, with what folding it needs."""
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What events of one type do, worked out once."""
 
-    event: UserEvent
-    role: EventRole
-    offset: int
-    time_ms: int
-    key: bytes
-    record: Record
+    hash: int
+    is_visit: bool
+    is_kept: bool  # enters the history
+    refreshes: bool
+    weight: int  # in sixteenths
+
+    @classmethod
+    def of(cls, name: str, role: EventRole) -> _Kind:
+        """What a type with this role does."""
+        return cls(
+            hash32(name),
+            role.role == "visit",
+            role.role in ("positive", "negative"),
+            role.refreshes,
+            round(role.weight * WEIGHT_ONE) if role.role == "positive" else 0,
+        )
+
+
+#: A valid event with what folding it needs: record, event, kind, event time in ms, key of its row.
+#: A plain tuple: there is one for every event.
+_Accepted = tuple[Record, UserEvent, _Kind, int, bytes]
 
 
 class Folder:
@@ -155,6 +171,10 @@ class Folder:
         guards: Guards = ALL_GUARDS,
     ) -> None:
         self._settings = settings
+        self._kinds = {
+            name: _Kind.of(name, role)
+            for name, role in (DEFAULT_EVENT_TYPES | settings.event_types).items()
+        }
         self._topic = topic
         self._partitions = partitions
         self._fingerprint = fingerprint
@@ -193,19 +213,19 @@ class Folder:
             )
             batch.dead_letters.append(letter)
             return None
-        owner = event.owner()
-        assert owner is not None  # _decode refuses events without one
-        if record.key != owner.encode():
-            batch.misrouted.append(Misrouted(owner.encode(), record.value or b""))
+        key = record.key
+        is_known = event.user_id is not UNSET
+        owner = event.user_id if is_known else event.anonymous_id
+        assert key is not None and owner is not UNSET  # _decode refuses events without them
+        if key != (encoded := owner.encode()):
+            batch.misrouted.append(Misrouted(encoded, record.value or b""))
             return None
-        role = self._settings.role_of(event.type)
-        if role is None or role.role in ("impression", "ignored"):
-            batch.counts["ignored" if role else "unknown_type"] += 1
+        kind = self._kinds.get(event.type)
+        if kind is None or not (kind.is_kept or kind.is_visit):
+            batch.counts["ignored" if kind else "unknown_type"] += 1
             return None
-        key = row_key(event.tenant, event.user_id is not msgspec.UNSET, owner)
-        return _Accepted(
-            event, role, record.offset, min(event.event_time, record.timestamp), key, record
-        )
+        time_ms = min(event.event_time, record.timestamp)
+        return record, event, kind, time_ms, key_beginning(event.tenant, is_known) + key
 
     def _decode(self, record: Record) -> UserEvent | str:
         """The record's event, or why it is refused."""
@@ -219,28 +239,34 @@ class Folder:
             event = decode_user_event(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _is_control(record.value) or str(error)
-        if event.owner() is None:
+        if event.user_id is UNSET and event.anonymous_id is UNSET:
             return "neither user_id nor anonymous_id"
         if event.event_time > record.timestamp + self._settings.max_future_ms:
             return (
                 f"event_time {event.event_time} is more than {self._settings.max_future_ms} ms "
                 "after the record's timestamp"
             )
-        role = self._settings.role_of(event.type)
-        if role and role.role in ("positive", "negative") and event.item_id is msgspec.UNSET:
+        if event.item_id is UNSET and (kind := self._kinds.get(event.type)) and kind.is_kept:
             return f"no item_id: an event of type {event.type} is about an item"
         return event
 
     def _read(
         self, partition: int, events: list[_Accepted], read_rows: ReadRows
     ) -> dict[bytes, UserRow | None]:
-        keys = list(dict.fromkeys(event.key for event in events))
-        stored = read_rows(partition, keys)
+        """The rows of the events' users, empty for new ones; None: they do not belong here."""
+        users = {key: record.key or b"" for record, _, _, _, key in events}
         fingerprint = self._fingerprint
-        return {
-            key: UserRow.decode(data, fingerprint) if data is not None else None
-            for key, data in zip(keys, stored, strict=True)
-        }
+        rows: dict[bytes, UserRow | None] = {}
+        new: list[bytes] = []
+        for key, data in zip(users, read_rows(partition, list(users)), strict=True):
+            if data is not None:
+                rows[key] = UserRow.decode(data, fingerprint)
+            else:
+                new.append(key)
+        wanted = partitions_of([users[key] for key in new], self._partitions)
+        for key, right_one in zip(new, wanted, strict=True):
+            rows[key] = UserRow(fingerprint) if right_one == partition else None
+        return rows
 
     def _apply(
         self,
@@ -250,65 +276,51 @@ class Folder:
         batch: FoldedBatch,
     ) -> None:
         """Fold one event, unless it was applied before; either way its user is touched."""
-        event, key, offset = accepted.event, accepted.key, accepted.offset
+        record, event, kind, time_ms, key = accepted
         user = batch.users.get(key)
         if user is None:
-            user = self._touch(accepted, partition, rows[key], batch)
-            if user is None:
+            row = rows[key]
+            if row is None:
+                batch.misrouted.append(Misrouted(record.key or b"", record.value or b""))
                 return
-        is_visit = accepted.role.role == "visit"
-        if accepted.role.refreshes and _is_home(event):
-            user.becomes_due(event, offset, accepted.time_ms, is_visit)
+            is_known = event.user_id is not UNSET
+            user = TouchedUser(key, event.owner() or "", is_known, event.tenant, partition, row)
+            batch.users[key] = user
+        offset = record.offset
+        if kind.refreshes and _is_home(event):
+            user.becomes_due(event, offset, time_ms, kind.is_visit)
         if self._guards.replay_skip and offset <= user.row.applied_offset:
             batch.counts["replayed"] += 1
-        elif is_visit:
+        elif kind.is_visit:
             batch.counts["visits"] += 1
             user.row.applied_offset = offset
             user.is_changed = True
         else:
             self._fold_event(accepted, partition, user, batch)
 
-    def _touch(
-        self, accepted: _Accepted, partition: int, row: UserRow | None, batch: FoldedBatch
-    ) -> TouchedUser | None:
-        """The event's user, on first sight in this batch; None for one of another partition."""
-        if row is None:
-            wanted = (murmur2(accepted.record.key) & 0x7FFFFFFF) % self._partitions
-            if wanted != partition:
-                batch.misrouted.append(
-                    Misrouted(accepted.record.key or b"", accepted.record.value or b"")
-                )
-                return None
-            row = UserRow(self._fingerprint)
-        event = accepted.event
-        is_known = event.user_id is not msgspec.UNSET
-        owner = event.owner() or ""
-        user = TouchedUser(accepted.key, owner, is_known, event.tenant, partition, row)
-        batch.users[accepted.key] = user
-        return user
-
     def _fold_event(
         self, accepted: _Accepted, partition: int, user: TouchedUser, batch: FoldedBatch
     ) -> None:
-        event, row = accepted.event, user.row
+        record, event, kind, time_ms, _ = accepted
+        offset, row = record.offset, user.row
         event_hash = hash64(event.event_id)
         user.is_changed = True
         if self._guards.replay_skip and row.has_event(event_hash):
-            row.applied_offset = accepted.offset
+            row.applied_offset = offset
             batch.counts["duplicates"] += 1
             return
         item_id = event.item_id
-        assert item_id is not msgspec.UNSET  # _decode refuses events without one
+        assert item_id is not UNSET  # _decode refuses events without one
         previous = row.fold(
             HistoryEvent(
                 event_hash,
                 self._hash_of_item(item_id),
-                accepted.time_ms,
-                accepted.offset,
-                hash32(event.type),
-                NOT_A_NUMBER if event.value is msgspec.UNSET else event.value,
-                NOT_A_NUMBER if event.portion is msgspec.UNSET else event.portion,
-                0 if event.session_id is msgspec.UNSET else hash32(event.session_id),
+                time_ms,
+                offset,
+                kind.hash,
+                NOT_A_NUMBER if event.value is UNSET else event.value,
+                NOT_A_NUMBER if event.portion is UNSET else event.portion,
+                0 if event.session_id is UNSET else hash32(event.session_id),
             ),
             self._limits,
         )
@@ -316,16 +328,15 @@ class Folder:
         deltas = batch.deltas.get(partition)
         if deltas is None:
             deltas = batch.deltas[partition] = PartitionDeltas()
-        deltas.offsets.append(accepted.offset)
+        deltas.offsets.append(offset)
         deltas.items.append(item_id)
         deltas.previous.append(previous)
-        deltas.times_ms.append(accepted.time_ms)
-        is_positive = accepted.role.role == "positive"
-        deltas.weights.append(round(accepted.role.weight * WEIGHT_ONE) if is_positive else 0)
+        deltas.times_ms.append(time_ms)
+        deltas.weights.append(kind.weight)
 
 
 def _is_home(event: UserEvent) -> bool:
-    return event.scenario is msgspec.UNSET or event.scenario == DEFAULT_SCENARIO
+    return event.scenario is UNSET or event.scenario == DEFAULT_SCENARIO
 
 
 def _is_control(value: bytes) -> str:

@@ -8,6 +8,7 @@ once; the watermark in `ItemStatistics` makes each count once.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 import msgspec
@@ -44,6 +45,7 @@ class DeltaRecord(Struct, frozen=True, array_like=True):
     weights: bytes  # [N] uint16, sixteenths
 
 
+_PADDING = [0] * CHAIN_DEPTH
 _decode = msgspec.msgpack.Decoder(DeltaRecord).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -52,18 +54,20 @@ def encode_deltas(partition: int, deltas: PartitionDeltas) -> bytes:
     """The record of one batch's deltas."""
     place: dict[str, int] = {}
     item_at = [place.setdefault(item, len(place)) for item in deltas.items]
-    previous = np.zeros((len(item_at), CHAIN_DEPTH), dtype="<u8")
-    for row, hashes in zip(previous, deltas.previous, strict=True):
-        row[: len(hashes)] = hashes
+    count = len(item_at)
+    previous: list[int] = []
+    for hashes in deltas.previous:
+        previous += hashes
+        previous += _PADDING[len(hashes) :]
     record = DeltaRecord(
         DELTAS_VERSION,
         partition,
         list(place),
-        np.array(item_at, dtype="<u4").tobytes(),
-        np.array(deltas.offsets, dtype="<i8").tobytes(),
-        previous.tobytes(),
-        np.array(deltas.times_ms, dtype="<i8").tobytes(),
-        np.array(deltas.weights, dtype="<u2").tobytes(),
+        struct.pack(f"<{count}I", *item_at),
+        struct.pack(f"<{count}q", *deltas.offsets),
+        struct.pack(f"<{count * CHAIN_DEPTH}Q", *previous),
+        struct.pack(f"<{count}q", *deltas.times_ms),
+        struct.pack(f"<{count}H", *deltas.weights),
     )
     return _encode(record)
 
