@@ -128,7 +128,6 @@ class OwnNode:
             "num.recovery.threads.per.data.dir": 1,
             "log.cleaner.dedupe.buffer.size": 8388608,
             "log.index.size.max.bytes": 1048576,
-            "log.retention.check.interval.ms": 500,
         }
         lines = "".join(f"{key}={value}\n" for key, value in settings.items())
         (self._home / "kafka.cfg").write_text(lines)
