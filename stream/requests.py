@@ -78,7 +78,7 @@ def build_requests(
         _scatter(values[usable], where, (len(users), width))
         for values in (item_rows, types, buckets)
     )
-    chain_rows, chain_weights = _chains(history_rows, kept, statistics)
+    chain_rows, chain_weights = _chains(history_rows, kept, statistics, size)
     return RankRequests(
         history_rows,
         history_types,
@@ -110,9 +110,12 @@ def _scatter(
 
 
 def _chains(
-    history_rows: Rows, lengths: NDArray[np.int64], statistics: ItemStatistics
+    history_rows: Rows, lengths: NDArray[np.int64], statistics: ItemStatistics, size: int
 ) -> tuple[Rows, NDArray[np.float32]]:
-    """([B, K] rows, [2, B, K] shares): the chain of every user, padded to the longest."""
+    """([B, K] rows, [2, B, K] shares): the chain of every user, padded to the longest.
+
+    The statistics may know items that came after the V = `size` of the ranking: padding too.
+    """
     chains = []
     for rows, length in zip(history_rows, lengths.tolist(), strict=True):
         newest_first = rows[max(length - CHAIN_DEPTH, 0) : length][::-1].tolist()
@@ -123,6 +126,9 @@ def _chains(
     for user, (rows, shares) in enumerate(chains):
         all_rows[user, : len(rows)] = rows
         weights[:, user, : len(rows)] = shares
+    unknown = all_rows >= size
+    all_rows[unknown] = 0
+    weights[:, unknown] = 0.0
     return all_rows, weights
 
 
