@@ -1,0 +1,180 @@
+"""The trainer's rules: what it takes from the log, when it trains, how it is set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.event_types import EventRole
+from export.items import ItemIndex
+from models.event_log import EventBuffer, user_hash
+from models.intake import Intake
+from models.schedule import Schedule, ScheduleError, parse_duration
+from models.settings import TrainerSettings, TrainerSettingsError, load_trainer_settings
+
+NOW_MS = 1_700_000_000_000
+
+
+@dataclass
+class Message:
+    value: bytes | None
+    key: bytes | None = b"ann"
+    timestamp: int = NOW_MS
+
+
+def event(**fields: object) -> Message:
+    body = {
+        "event_id": "event-0001",
+        "type": "rate",
+        "user_id": "ann",
+        "item_id": "x",
+        "event_time": NOW_MS - 1000,
+    } | fields
+    return Message(msgspec.json.encode({k: v for k, v in body.items() if v is not None}))
+
+
+def intake(**settings: object) -> Intake:
+    return Intake(TrainerSettings(**settings), ItemIndex())
+
+
+def test_positive_and_negative_events_are_taken_and_visits_are_not() -> None:
+    taking = intake(event_types={"share": EventRole("positive", 2.0)})
+
+    for number, kind in enumerate(("rate", "dislike", "share", "visit", "impression", "unheard")):
+        taking.take_event(event(type=kind, event_id=f"event-{number:04d}"))
+
+    columns = taking.buffer.take()
+    assert columns.weights.tolist() == [16, 0, 32]
+    assert [taking.buffer.types[row] for row in columns.types] == ["rate", "dislike", "share"]
+    assert taking.counts["ignored"] == 3
+
+
+def test_an_event_that_was_sent_twice_counts_once() -> None:
+    taking = intake()
+
+    for _ in range(3):
+        taking.take_event(event())
+
+    assert len(taking.buffer) == 1
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Message(None),
+        Message(b"\xff\xfe"),
+        Message(b"[" * 5000),
+        Message(b"{}"),
+        Message(event().value, key=None),
+        Message(event().value, key=b"bob"),
+        event(item_id=None),
+        event(event_time=NOW_MS + 2 * 86_400_000),
+        event(query="x" * 70_000),
+    ],
+)
+def test_what_a_worker_refuses_is_refused(record: Message) -> None:
+    taking = intake()
+
+    taking.take_event(record)
+
+    assert len(taking.buffer) == 0
+    assert taking.counts["refused"] == 1
+
+
+def test_an_event_from_a_little_ahead_happens_when_its_record_was_made() -> None:
+    taking = intake()
+
+    taking.take_event(event(event_time=NOW_MS + 5000))
+
+    assert taking.buffer.take().times_ms.tolist() == [NOW_MS]
+
+
+def test_the_highest_version_of_an_item_stays() -> None:
+    taking = intake()
+    for version, category in ((2, "new"), (1, "old")):
+        body = {"item_id": "x", "version": version, "categories": [category]}
+        taking.take_item(Message(msgspec.json.encode(body), key=b"x"))
+
+    assert taking.attributes["x"] == ("category:new",)
+    taking.take_item(Message(None, key=b"x"))
+    assert "x" not in taking.attributes
+
+
+@given(st.lists(st.integers(0, 50), max_size=40))
+def test_columns_come_in_event_time_order(times_ms: list[int]) -> None:
+    buffer = EventBuffer(ItemIndex())
+    for number, time_ms in enumerate(times_ms):
+        buffer.append("ann", f"i{number}", "click", time_ms)
+
+    columns = buffer.take()
+
+    wanted = sorted(range(len(times_ms)), key=lambda n: times_ms[n])
+    assert [int(buffer.index.ids[row][1:]) for row in columns.items] == wanted
+    assert len(buffer.take()) == 0
+
+
+@given(st.text())
+def test_a_users_number_fits_a_column(owner: str) -> None:
+    assert np.array([user_hash(owner)], dtype=np.int64)[0] == user_hash(owner)
+
+
+def test_training_is_due_after_so_many_new_events() -> None:
+    schedule = Schedule(every_events=100, min_events=50)
+
+    assert schedule.reason(49, 49, None) is None
+    assert schedule.reason(50, 50, None) == "first training, 50 events"
+    assert schedule.reason(149, 99, 10**9) is None
+    assert schedule.reason(150, 100, 1) == "100 new events"
+
+
+def test_training_is_due_after_so_much_time_with_something_new() -> None:
+    schedule = Schedule(every_ms=60_000, min_events=1)
+
+    assert schedule.reason(10, 0, 10**9) is None
+    assert schedule.reason(10, 1, 59_999) is None
+    assert schedule.reason(10, 1, 60_000) == "60 s since the last training, 1 new events"
+
+
+def test_a_schedule_is_either_by_events_or_by_time() -> None:
+    with pytest.raises(ScheduleError):
+        Schedule()
+    with pytest.raises(ScheduleError):
+        Schedule(every_events=1, every_ms=1)
+
+
+@pytest.mark.parametrize(("text", "ms"), [("90s", 90_000), ("15m", 900_000), ("1h", 3_600_000)])
+def test_durations_carry_their_unit(text: str, ms: int) -> None:
+    assert parse_duration(text) == ms
+
+
+@pytest.mark.parametrize("text", ["", "1", "h", "0s", "1.5h", "-1h", "1 week"])
+def test_a_duration_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ScheduleError, match="wanted a duration"):
+        parse_duration(text)
+
+
+def test_trainer_settings_come_from_file_variables_and_options(tmp_path: Path) -> None:
+    path = tmp_path / "driftline.toml"
+    path.write_text('prefix = "file-"\nbatch_records = 64\nregistry = "models"\n')
+    environment = {"DRIFTLINE_PREFIX": "variable-", "DRIFTLINE_BOOTSTRAP": "kafka:1"}
+
+    settings = load_trainer_settings(path, {"bootstrap": "here:2", "release": None}, environment)
+
+    assert (settings.prefix, settings.registry) == ("variable-", "models")
+    assert (settings.bootstrap, settings.release) == ("here:2", "driftline")
+
+
+def test_impossible_trainer_settings_are_named_all_at_once() -> None:
+    environment = {"DRIFTLINE_SEEN_ITEMS": "maybe", "DRIFTLINE_NEIGHBOURS": "many"}
+
+    with pytest.raises(TrainerSettingsError) as error:
+        load_trainer_settings(None, {}, environment)
+
+    assert "DRIFTLINE_SEEN_ITEMS" in str(error.value)
+    assert "DRIFTLINE_NEIGHBOURS" in str(error.value)
