@@ -257,8 +257,17 @@ class UserRow:
 _ITEMS = [struct.Struct("<" + "Q32x" * n) for n in range(CHAIN_DEPTH + 1)]
 
 
+#: From so many bytes on, comparing all hashes at once is faster than searching for one.
+_MANY_BYTES = 4096
+_HASHES = np.dtype("<u8")
+
+
 def _find(hashes: bytes, wanted: bytes) -> bool:
     """Whether one of the 8-byte hashes is the wanted one."""
+    if len(hashes) >= _MANY_BYTES:
+        return bool(
+            np.count_nonzero(np.frombuffer(hashes, _HASHES) == np.frombuffer(wanted, _HASHES))
+        )
     at = hashes.find(wanted)
     while at >= 0 and at % _HASH_BYTES:
         at = hashes.find(wanted, at + 1)
