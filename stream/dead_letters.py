@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Bytes of a refused value that are kept: a larger one is cut, and its size stands in a header.
 MAX_KEPT_BYTES = 65_536
@@ -20,15 +20,22 @@ class DeadLetter:
     offset: int
     key: bytes | None
     value: bytes | None
+    value_bytes: int | None = None  # of the whole value, where `value` is cut
+
+    def cut(self) -> DeadLetter:
+        """The same without the bytes that are not kept, for one that has to wait."""
+        size = len(self.value or b"") if self.value_bytes is None else self.value_bytes
+        return replace(self, key=self.kept_key(), value=self.kept_value(), value_bytes=size)
 
     def headers(self) -> list[tuple[str, bytes]]:
         """The record's headers on dead-letters; its key and value are those that were refused."""
+        size = len(self.value or b"") if self.value_bytes is None else self.value_bytes
         return [
             ("reason", self.reason[:MAX_REASON].encode()),
             ("topic", self.topic.encode()),
             ("partition", str(self.partition).encode()),
             ("offset", str(self.offset).encode()),
-            ("bytes", str(len(self.value or b"")).encode()),
+            ("bytes", str(size).encode()),
         ]
 
     def kept_key(self) -> bytes | None:

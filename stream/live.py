@@ -29,8 +29,8 @@ from stream.statistics import LiveStatistics
 
 #: A worker that has not read statistics, catalogue and releases by then gives up.
 _READY_TIMEOUT_S = 600.0
-#: Refused records of `items` that wait for their worker to own the dead letters.
-_MAX_REFUSED = 10_000
+#: Refused records of `items` that wait for their worker to own the dead letters; about 128 MiB.
+_MAX_REFUSED = 2_000
 
 
 class LiveParts(Service):  # type: ignore[misc]
@@ -104,7 +104,8 @@ class LiveParts(Service):  # type: ignore[misc]
             reason = self.catalogue.take(record.key, record.value)
             if reason is not None:
                 where = record.topic, record.partition, record.offset
-                self.refused_items.append(DeadLetter(reason, *where, record.key, record.value))
+                letter = DeadLetter(reason, *where, record.key, record.value)
+                self.refused_items.append(letter.cut())
             self.catalogue_positions[record.partition] = record.offset + 1
 
     def _swap(self, ranker: Ranker) -> None:

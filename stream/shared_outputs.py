@@ -66,9 +66,12 @@ class RefusedItems:
         outbox = Outbox()
         where = self._settings.topic("dead-letters"), 0
         done = {letter.partition: letter.offset + 1 for letter in waiting}
+        sent = {
+            partition: await consumer.committed(TopicPartition(waiting[0].topic, partition)) or 0
+            for partition in done
+        }
         for letter in waiting:
-            tp = TopicPartition(letter.topic, letter.partition)
-            if letter.offset >= (await consumer.committed(tp) or 0):
+            if letter.offset >= sent[letter.partition]:
                 outbox.add(*where, letter.kept_key(), letter.kept_value(), letter.headers())
         await outbox.send(self._send_records, int(time.time() * 1000))
         if outbox.records:

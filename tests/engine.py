@@ -215,9 +215,7 @@ class Engine:
     def verify_fold(self, *workers: Worker) -> tuple[int, dict[str, Any]]:
         """`driftline verify fold`: exit code and report."""
         disks = [part for worker in workers for part in ("--data-dir", worker.data_dir)]
-        done = driftline(
-            "verify", "fold", *self.options, *disks, "--json", patience_s=300, **QUICK
-        )
+        done = driftline("verify", "fold", *self.options, *disks, "--json", patience_s=300, **QUICK)
         assert done.stdout, done.stderr
         return done.returncode, json.loads(done.stdout)
 

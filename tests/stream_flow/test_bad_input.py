@@ -244,6 +244,7 @@ def test_an_event_under_a_wrong_key_is_sent_on_and_folded_once(
     assert report["checks"]["deltas"]["checked"] == 3 + len(wrong)
 
 
+@pytest.mark.slow
 def test_many_large_refused_records_do_not_stay_in_memory(
     engine: Engine, producer: KafkaProducer
 ) -> None:
