@@ -128,6 +128,7 @@ class OwnNode:
             "num.recovery.threads.per.data.dir": 1,
             "log.cleaner.dedupe.buffer.size": 8388608,
             "log.index.size.max.bytes": 1048576,
+            "log.retention.ms": -1,  # tests send records with event times of years ago
         }
         lines = "".join(f"{key}={value}\n" for key, value in settings.items())
         (self._home / "kafka.cfg").write_text(lines)
