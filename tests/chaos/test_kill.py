@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from engine import Engine, Worker, event, wait_until
 from kafka_cluster import Broker
-from scenes import records
+from scenes import interactions, records
 
+DAY_MS = 86_400_000
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
 
 
@@ -75,7 +76,10 @@ def assert_exact(engine: Engine, *workers: Worker) -> dict:
 
 def start_with_items(engine: Engine, *arguments: str) -> Worker:
     """A worker that knows some items, so that whoever comes from now on must get a list."""
-    engine.send((b"first", event("first", n, item_id=f"item-{n}")) for n in range(3))
+    before_all = interactions(1, seed=0)[0][2] - 120 * DAY_MS
+    engine.send(
+        (b"first", event("first", n, item_id=f"item-{n}", event_time=before_all)) for n in range(3)
+    )
     worker = engine.worker().start(*arguments)
     engine.wait_until_all_is_done()
     return worker
