@@ -211,7 +211,10 @@ def _set_up_logging() -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    logging.getLogger("kafka").setLevel(logging.ERROR)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)  # what fails is said by us
 
 
 commands: list[click.Command] = [train, evaluate, trainer]
+
+if __name__ == "__main__":
+    click.Group(commands=commands)()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,8 @@ from kafka.errors import KafkaError
 from export.errors import DriftlineError
 from models.intake import Intake
 from models.settings import TrainerSettings
+
+_log = logging.getLogger(__name__)
 
 EVENTS, ITEMS = "user-events", "items"
 #: A broker that is not there is given up after so long, at the start.
@@ -62,7 +66,13 @@ class KafkaLog:
     def poll(self, timeout_ms: int = 500) -> int:
         """Take what has come; returns how many records that were. A lost broker is waited for."""
         count = 0
-        for tp, records in self._consumer.poll(timeout_ms=timeout_ms, max_records=5000).items():
+        try:
+            fetched = self._consumer.poll(timeout_ms=timeout_ms, max_records=5000)
+        except KafkaError as error:
+            _log.warning("cannot read: waiting", extra={"error": str(error)})
+            time.sleep(timeout_ms / 1000)
+            return 0
+        for tp, records in fetched.items():
             take = self._intake.take_event
             if tp.topic == self._items_topic:
                 take = self._intake.take_item
@@ -84,9 +94,12 @@ class KafkaLog:
         """Records between begin and end, at most."""
         return sum(end - self.begins[tp] for tp, end in self._ends.items())
 
-    def lag(self) -> int:
-        """Records that are there and not read yet."""
-        return sum(end - self._position(tp) for tp, end in self.end_offsets().items())
+    def lag(self) -> int | None:
+        """Records that are there and not read yet; None while the broker does not answer."""
+        try:
+            return sum(end - self._position(tp) for tp, end in self.end_offsets().items())
+        except KafkaError:
+            return None
 
     def end_offsets(self) -> dict[TopicPartition, int]:
         """The next offset that will be written, of every partition."""

@@ -34,6 +34,9 @@ _log = logging.getLogger(__name__)
 
 #: A training waits until no more records than these are still to be read.
 _MAX_LAG = 2000
+#: Events are folded when a training begins, so that those of all partitions stand in the order of
+#: their times; more than these are not kept waiting.
+_MAX_BUFFERED = 100_000
 #: A log that has grown so much since the last training from nothing is learned anew.
 _COLD_AGAIN = 2.0
 #: A warm training is given so many older events beside each new one, to draw from.
@@ -93,7 +96,7 @@ class Trainer:
             self._catch_up(stop)
             self._find_parent()
             while not stop.is_set() and self._released != self._process.max_releases:
-                self._source.poll(timeout_ms=200)
+                self._read(timeout_ms=200)
                 self._announcer.send_pending()
                 if self._job is not None:
                     self._look_after(self._job)
@@ -107,11 +110,16 @@ class Trainer:
     def _catch_up(self, stop: threading.Event) -> None:
         begun_s = time.monotonic()
         while not stop.is_set() and not self._source.is_finished:
-            self._source.poll()
+            self._read()
         _log.info(
             "read the log",
             extra={"events": self._events, "seconds": round(time.monotonic() - begun_s, 1)},
         )
+
+    def _read(self, timeout_ms: int = 500) -> None:
+        self._source.poll(timeout_ms)
+        if len(self._intake.buffer) >= _MAX_BUFFERED:
+            self._fold_buffer()
 
     @property
     def _events(self) -> int:
@@ -150,7 +158,10 @@ class Trainer:
         if self._last_begun_s is not None:
             elapsed_ms = int((time.monotonic() - self._last_begun_s) * 1000)
         reason = self._schedule.reason(self._events, self._events - self._tried, elapsed_ms)
-        if reason is None or self._source.lag() > _MAX_LAG:
+        if reason is None:
+            return
+        lag = self._source.lag()
+        if lag is None or lag > _MAX_LAG:
             return
         self._fold_buffer()
         self._start(reason)
