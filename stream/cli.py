@@ -183,6 +183,24 @@ def replay(settings: Settings, path: Path, data_format: str, **options: Any) -> 
 
 
 @main.command()
+@click.option("--bootstrap", help="A Kafka of yours, HOST:PORT, instead of the embedded broker.")
+@click.option("--clicks", type=click.IntRange(1), default=24, show_default=True, help="In all.")
+@click.option(
+    "--pace-s",
+    type=click.FloatRange(0),
+    default=0.9,
+    show_default=True,
+    help="Seconds from one click to the next.",
+)
+def sample(bootstrap: str | None, clicks: int, pace_s: float) -> None:
+    """See it work: a broker, a worker, some users, and their lists as they come. Half a minute."""
+    from stream.demo.sample import SamplePlan, run_sample
+
+    with reported():
+        run_sample(SamplePlan(bootstrap, clicks, pace_s), click.echo)
+
+
+@main.command()
 @click.option(
     "--write", type=click.Path(path_type=Path), help="Folder to write one file a message into."
 )
