@@ -23,7 +23,7 @@ from stream.kafka.producer import Delivery, Headers, KeyValue
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
-from stream.kafka.wiring import BrokerLimits, faust_settings, install
+from stream.kafka.wiring import BrokerLimits, faust_settings, install, loop_guard
 from stream.live import LiveParts, statistics_source
 from stream.settings import Settings
 from stream.shared_outputs import SharedOutputs
@@ -67,7 +67,7 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     )
     tables.append(table)
     live = LiveParts(settings, guards)
-    fence = LoopGuard(settings.session_timeout_s, also_check=lambda: app.consumer.check_ownership())
+    fence = loop_guard(app)
     fingerprint = source_fingerprint(topic_id, settings.partitions)
     processor = BatchProcessor(
         settings,
