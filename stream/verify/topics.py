@@ -14,6 +14,8 @@ from tqdm import tqdm
 from export.errors import DriftlineError
 
 _POLL_MS = 1000
+#: kafka-python looks for a broker that is not there for 30 s otherwise.
+_BOOTSTRAP_TIMEOUT_MS = 5000
 #: Polls without a record and without progress after which the broker counts as gone.
 _PATIENCE_POLLS = 30
 
@@ -85,6 +87,7 @@ class KafkaLog:
             consumer = KafkaConsumer(
                 bootstrap_servers=self._bootstrap,
                 enable_auto_commit=False,
+                bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
                 max_partition_fetch_bytes=4 * 2**20,
                 **options,
             )
