@@ -78,3 +78,28 @@ def state(
         report = bench_state(bootstrap, workload, batches, rounds, partitions)
     click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
     sys.exit(0 if report.holds else 1)
+
+
+@bench.command("rank")
+@click.option(
+    "--release",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Folder of a release; without it the newest of the registry.",
+)
+@click.option("--registry", default=Settings().registry, show_default=True)
+@click.option("--users", type=click.IntRange(64), default=2000, show_default=True)
+@click.option("--items", type=click.IntRange(100), help="Catalogue; default the release's items.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def rank(
+    path: Path | None, registry: str, users: int, items: int | None, device: str, as_json: bool
+) -> None:
+    """A release's graph alone and in the worker: users/s, and where the rest of the time goes."""
+    from stream.bench.rank import bench_rank, find_release
+    from stream.cli import reported
+
+    settings = Settings(registry=registry, device="cuda" if device == "cuda" else "cpu")
+    with reported():
+        report = bench_rank(find_release(path, settings), settings, users, items)
+    click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())

@@ -43,14 +43,14 @@ class Workload:
 
     def user_numbers(self) -> NDArray[np.int64]:
         """[events] the user of every event, 0 being the most active one."""
-        return _by_rank(np.random.default_rng(self.seed), self.users, self.exponent, self.events)
+        return by_rank(np.random.default_rng(self.seed), self.users, self.exponent, self.events)
 
     def interactions(self) -> list[Interaction]:
         """Interactions to draw from, in time order."""
         if self.path is not None:
             return read_dataset(self.path, self.data_format).interactions[: self.events]
         rng = np.random.default_rng(self.seed + 1)
-        items = _by_rank(rng, _ITEMS, _ITEM_EXPONENT, self.events)
+        items = by_rank(rng, _ITEMS, _ITEM_EXPONENT, self.events)
         values = rng.integers(1, 11, self.events)
         return [
             Interaction("", f"{item:07d}", _BEGIN_S + number * _STEP_S, "rate", float(value))
@@ -92,8 +92,8 @@ def partition_of(key: bytes, partitions: int) -> int:
     return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
-def _by_rank(rng: np.random.Generator, ranks: int, exponent: float, size: int) -> NDArray[np.int64]:
-    """[size] ranks from 0 on, with probability (rank + 1)^-exponent."""
+def by_rank(rng: np.random.Generator, ranks: int, exponent: float, size: int) -> NDArray[np.int64]:
+    """[size] ranks from 0 on, drawn with probability (rank + 1)^-exponent."""
     shares = np.arange(1, ranks + 1, dtype=np.float64) ** -exponent
     edges = np.cumsum(shares / shares.sum())
     return np.minimum(np.searchsorted(edges, rng.random(size)), ranks - 1).astype(np.int64)
