@@ -61,62 +61,62 @@ DEFAULT_EVENT_TYPES: dict[str, EventRole] = {
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that can be set, with its unit and its default."""
 
-    bootstrap: str = "127.0.0.1:9092"
+    bootstrap: str = "127.0.0.1:9092"  # Kafka: host:port, several with commas
     prefix: str = ""  # before every topic name and the group's
-    group: str = "driftline"
+    group: str = "driftline"  # the consumer group of the workers
     instance: str = ""  # static membership: a restart within the session moves no partition
 
     # topics
-    partitions: Positive = 8
-    replication_factor: Positive = 1
-    retention_ms: Positive = 30 * DAY_MS
+    partitions: Positive = 8  # of every user-keyed topic; never changes
+    replication_factor: Positive = 1  # of topics that are created
+    retention_ms: Positive = 30 * DAY_MS  # of events, lists, decisions and deltas
 
     # state
-    data_dir: str = "data"
+    data_dir: str = "data"  # folder of this worker's RocksDB; one for each worker
     standby_replicas: Count = 0  # workers that keep a warm copy of another's rows
-    block_cache_bytes: Positive = 64 * 2**20  # for each partition
-    max_history: Annotated[int, Meta(ge=1, le=200)] = 50
-    max_taken: Annotated[int, Meta(ge=0, le=8000)] = 2000  # beyond the history; filtered out
-    dedupe_ring: Annotated[int, Meta(ge=0, le=1024)] = 64
-    max_event_bytes: Positive = 65_536
+    block_cache_bytes: Positive = 64 * 2**20  # of RocksDB, for each partition
+    max_history: Annotated[int, Meta(ge=1, le=200)] = 50  # newest events of a user in the row
+    max_taken: Annotated[int, Meta(ge=0, le=8000)] = 2000  # items known beyond it
+    dedupe_ring: Annotated[int, Meta(ge=0, le=1024)] = 64  # event ids a row remembers
+    max_event_bytes: Positive = 65_536  # a larger event is refused
     max_future_ms: Positive = DAY_MS  # an event further ahead of its record is refused
 
     # batches
-    batch_records: Annotated[int, Meta(ge=1, le=65_536)] = 256
-    batch_wait_ms: Annotated[float, Meta(ge=0, le=1000)] = 1.0
-    commit_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.5
-    session_timeout_s: Annotated[float, Meta(ge=2, le=300)] = 10.0
-    max_request_bytes: Positive = 1_000_000
+    batch_records: Annotated[int, Meta(ge=1, le=65_536)] = 256  # most records of a batch
+    batch_wait_ms: Annotated[float, Meta(ge=0, le=1000)] = 1.0  # for a fuller batch
+    commit_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.5  # between two commits
+    session_timeout_s: Annotated[float, Meta(ge=2, le=300)] = 10.0  # a silent worker is out
+    max_request_bytes: Positive = 1_000_000  # largest request to Kafka
 
     # lists
-    list_length: Annotated[int, Meta(ge=1, le=200)] = 50
-    list_lifetime_ms: Positive = DAY_MS
-    seen_items: Literal["filter", "allow"] = "filter"
-    decisions: bool = True
+    list_length: Annotated[int, Meta(ge=1, le=200)] = 50  # items of a list
+    list_lifetime_ms: Positive = DAY_MS  # in event time; then a list has expired
+    seen_items: Literal["filter", "allow"] = "filter"  # whether items already taken are left out
+    decisions: bool = True  # whether full records go to `decisions`
     cloud_events: bool = False  # CloudEvents headers on every list
-    trending_interval_s: Annotated[float, Meta(gt=0)] = 1.0
-    trending_max_age_ms: Positive = 3_600_000  # in event time
+    trending_interval_s: Annotated[float, Meta(gt=0)] = 1.0  # between two looks for news
+    trending_max_age_ms: Positive = 3_600_000  # sent again after so much event time
 
     # statistics
-    popularity_half_lives_ms: tuple[Positive, Positive] = (DAY_MS, 7 * DAY_MS)
-    chain_half_life_ms: Positive = 14 * DAY_MS
-    neighbours: Annotated[int, Meta(ge=1, le=1000)] = 64
+    popularity_half_lives_ms: tuple[Positive, Positive] = (DAY_MS, 7 * DAY_MS)  # of the trend
+    chain_half_life_ms: Positive = 14 * DAY_MS  # of transitions between items
+    neighbours: Annotated[int, Meta(ge=1, le=1000)] = 64  # strongest of each item that are read
     popularity_share: Annotated[float, Meta(ge=0, le=1)] = 0.7  # of a list without a model
-    snapshot_interval_s: Annotated[float, Meta(gt=0)] = 60.0
+    snapshot_interval_s: Annotated[float, Meta(gt=0)] = 60.0  # between two saved statistics
 
     # model
-    registry: str = "registry"
-    release: str = "driftline"
-    device: Literal["cpu", "cuda"] = "cpu"
+    registry: str = "registry"  # folder of releases and snapshots; shared
+    release: str = "driftline"  # name of the releases to follow
+    device: Literal["cpu", "cuda"] = "cpu"  # where models run; absent stops the start
     model: bool = True  # False: live statistics alone
-    inference_threads: Positive = 1
+    inference_threads: Positive = 1  # of ONNX Runtime
     release_budget_ms: Positive = 1000  # a release that needs longer for 16 users is refused
-    max_rank_batch: Positive = 64
+    max_rank_batch: Positive = 64  # users ranked in one call
 
     # this process
-    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # 0: none
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    event_types: dict[str, EventRole] = field(default_factory=dict)
+    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # of Prometheus metrics; 0: none
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # of what is logged
+    event_types: dict[str, EventRole] = field(default_factory=dict)  # role and weight by type
 
     def role_of(self, event_type: str) -> EventRole | None:
         """What a type does; None: unknown, so ignored."""
