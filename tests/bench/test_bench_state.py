@@ -1,0 +1,104 @@
+"""The benchmark of the state path, tiny: it must measure something, and notice a wrong state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from kafka import KafkaConsumer
+from kafka_cluster import Broker
+
+from stream.bench.raw_loop import count_in, row_of
+from stream.bench.state_check import Changelog, state_errors
+from stream.bench.workload import Workload, user_id
+from stream.cli import main
+from stream.events import decode_user_event
+from stream.history import row_key
+
+
+@pytest.mark.broker
+def test_both_contestants_end_with_the_right_state_and_leave_no_topic(kafka: Broker) -> None:
+    arguments = ["--events", "3000", "--users", "300", "--batches", "256", "--rounds", "1"]
+
+    done = CliRunner().invoke(
+        main, ["bench", "state", "--bootstrap", kafka.bootstrap, *arguments, "--json"]
+    )
+
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert [run["contestant"] for run in report["runs"]] == ["raw", "driftline"]
+    assert all(run["wrong"] == [] and run["events_per_s"] > 0 for run in report["runs"])
+    raw, ours = report["runs"]
+    assert raw["delta_bytes_per_event"] == pytest.approx(ours["delta_bytes_per_event"], rel=0.1)
+    consumer = KafkaConsumer(bootstrap_servers=kafka.bootstrap)
+    assert not [name for name in consumer.topics() if name.startswith("driftline-bench-")]
+    consumer.close()
+
+
+def test_the_report_has_a_row_for_each_contestant_and_the_ratio() -> None:
+    from stream.bench.state import StateReport, StateRun
+
+    runs = [
+        StateRun("raw", 256, 0, 1000.0, 10.0, 250.0, 500.0, 70.0, []),
+        StateRun("driftline", 256, 0, 500.0, 20.0, 250.0, 500.0, 70.0, ["one row is missing"]),
+    ]
+
+    report = StateReport(1000, 10, 1, 8, 0.0, 0.0, runs)
+
+    table = report.as_table()
+    assert "raw" in table and "WRONG: one row is missing" in table
+    assert "ratio of events/s 0.50 (0.50); of CPU 2.00 (2.00)" in table
+    assert not report.holds
+
+
+def test_a_workload_is_the_same_every_time_and_keyed_by_its_users() -> None:
+    workload = Workload(500, users=50)
+
+    records = list(workload.records())
+
+    assert records == list(Workload(500, users=50).records())
+    numbers = workload.user_numbers().tolist()
+    assert [key.decode() for key, _ in records] == [user_id(number) for number in numbers]
+    events = [decode_user_event(value) for _, value in records]
+    assert [event.user_id for event in events] == [key.decode() for key, _ in records]
+    assert len({event.event_id for event in events}) == 500
+
+
+def test_few_interactions_are_sent_again_under_new_ids_and_later_times(tmp_path: Path) -> None:
+    path = tmp_path / "few.jsonl"
+    lines = [{"user": "u", "item": f"i{n}", "time": 1_600_000_000 + n} for n in range(3)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+
+    events = [
+        decode_user_event(value)
+        for _, value in Workload(7, users=5, path=path, data_format="jsonl").records()
+    ]
+
+    assert [event.item_id for event in events] == ["i0", "i1", "i2"] * 2 + ["i0"]
+    times = [event.event_time for event in events]
+    assert times == sorted(set(times))
+    assert len({event.event_id for event in events}) == 7
+
+
+def test_a_missing_row_and_a_wrong_count_are_noticed(tmp_path: Path) -> None:
+    users = np.array([0, 0, 1])
+    rows = {row_key("default", True, user_id(0)): row_of(1)}
+
+    errors = list(state_errors(Changelog(rows=rows), users, tmp_path, "raw", 0))
+
+    assert errors == [
+        "wanted rows of 2 users, got 1",
+        "wanted 3 events in the rows, got 1",
+        "2 of 2 users have another number of events than were sent",
+        "the rows on disk are not those of the changelog",
+    ]
+
+
+@pytest.mark.parametrize(("events", "size"), [(1, 112), (60, 2624), (5000, 18576)])
+def test_the_raw_loops_rows_are_as_large_as_a_workers(events: int, size: int) -> None:
+    row = row_of(events)
+
+    assert (len(row), count_in(row)) == (size, events)
