@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from export.errors import DriftlineError
 from stream.bench.commands import bench
 from stream.settings import Settings, load_settings
 
-#: Verbs that need the trainer's packages, and the module of `models` that holds them.
-_TRAINING_VERBS = {"train": "models.cli", "trainer": "models.cli"}
+#: Verbs of `models.cli`, and the packages that they need and a worker lacks.
+_TRAINING_VERBS = ("train", "evaluate", "trainer")
+_TRAINING_PACKAGES = ("torch", "transformers", "safetensors", "onnx", "onnxscript")
 
 
 class Verbs(click.Group):
-    """Finds the training verbs only where their packages are installed."""
+    """Offers the training verbs; where their packages are not installed they say so."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All verbs, in the alphabet's order."""
@@ -30,23 +32,26 @@ class Verbs(click.Group):
         """A verb; one of training is looked up in `models`."""
         if cmd_name not in _TRAINING_VERBS:
             return super().get_command(ctx, cmd_name)
-        try:
-            from models.cli import commands
-        except ImportError as error:
-            if error.name and error.name.split(".")[0] in ("models", "stream", "export"):
-                raise
-            name = error.name
+        missing = [name for name in _TRAINING_PACKAGES if find_spec(name) is None]
+        if missing:
+            return _missing(cmd_name, missing)
+        from models.cli import commands
 
-            @click.command(cmd_name, context_settings={"ignore_unknown_options": True})
-            @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
-            def missing(rest: tuple[str, ...]) -> None:
-                """Needs the trainer's packages."""
-                raise WrongUse(
-                    f"`driftline {cmd_name}` needs the package {name}: install driftline[train,cpu]"
-                )
-
-            return missing
         return next((c for c in commands if c.name == cmd_name), None)
+
+
+def _missing(verb: str, packages: list[str]) -> click.Command:
+    """A verb that only says what it needs."""
+
+    @click.command(verb, context_settings={"ignore_unknown_options": True})
+    @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+    def say_so(rest: tuple[str, ...]) -> None:
+        """Needs the trainer's packages."""
+        raise WrongUse(
+            f"`driftline {verb}` needs {', '.join(packages)}: install driftline[train,cpu]"
+        )
+
+    return say_so
 
 
 class WrongUse(click.ClickException):
