@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
 import shutil
@@ -15,9 +14,10 @@ from pathlib import Path
 import pytest
 from engine import Engine, Worker, event, wait_until
 from kafka_cluster import Broker
-from scenes import interactions, records
+from scenes import Record, interactions, records
 
 DAY_MS = 86_400_000
+SENT_PER_S = 1500
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
 
 
@@ -29,20 +29,22 @@ def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
 
 
 class Sender(threading.Thread):
-    """Sends records at a rate, so that they come while workers die."""
+    """Sends records evenly, and of those for after the next kill none before it."""
 
-    def __init__(self, engine: Engine, count: int, seed: int, per_s: int) -> None:
+    def __init__(self, engine: Engine, sent: list[Record], kills: int) -> None:
         super().__init__(daemon=True)
-        self._engine, self._per_s = engine, per_s
-        self._records = records(count, seed)
+        self.kills_done = 0
+        self._engine, self._records, self._kills = engine, sent, kills
 
     def run(self) -> None:
-        begun = time.monotonic()
-        sent = 0
-        while piece := list(itertools.islice(self._records, 100)):
-            self._engine.send(piece)
-            sent += len(piece)
-            time.sleep(max(sent / self._per_s - (time.monotonic() - begun), 0))
+        share = len(self._records) // (self._kills + 1) + 1
+        for begin in range(0, len(self._records), share):
+            wait_until(
+                lambda begin=begin: self.kills_done * share >= begin, "workers are killed", 120
+            )
+            for start in range(begin, begin + share, 100):
+                self._engine.send(self._records[start : min(start + 100, begin + share)])
+                time.sleep(100 / SENT_PER_S)
 
 
 def kill_at_random(engine: Engine, worker: Worker, rng: random.Random, is_wiped: bool) -> None:
@@ -88,14 +90,12 @@ def start_with_items(engine: Engine, *arguments: str) -> Worker:
 def run_kills(engine: Engine, *, count: int, kills: int, seed: int, is_wiped: bool) -> dict:
     rng = random.Random(seed)
     worker = start_with_items(engine)
-    sender = Sender(engine, count, seed, per_s=count // (5 * kills))
+    sender = Sender(engine, list(records(count, seed)), kills)
     sender.start()
-    done = 0
-    while done < kills and sender.is_alive():
+    for _ in range(kills):
         kill_at_random(engine, worker, rng, is_wiped)
-        done += 1
+        sender.kills_done += 1
     sender.join()
-    assert done == kills, f"only {done} kills while events were sent: send more slowly"
     return assert_exact(engine, worker)
 
 
