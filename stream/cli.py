@@ -244,3 +244,22 @@ def verify_fold(settings: Settings, data_dirs: tuple[Path, ...], as_json: bool) 
     report = fold.verify_fold(settings, list(data_dirs))
     click.echo(msgspec.json.encode(report.as_json()) if as_json else report.as_table())
     sys.exit(0 if report.holds else 1)
+
+
+@verify.command("parity")
+@setting_options("bootstrap", "prefix", "registry")
+@click.option(
+    "--samples", type=click.IntRange(1), default=1000, show_default=True, help="Lists compared."
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the draw of lists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify_parity(settings: Settings, samples: int, seed: int, as_json: bool) -> None:
+    """Compare lists with what plain Python and torch make of the log and the releases.
+
+    Exit code 1 if a list has other items, or a score that differs by more than 1e-4.
+    """
+    from stream.verify.parity import compare
+
+    report = compare(settings, samples, seed)
+    click.echo(msgspec.json.encode(report.as_json()) if as_json else report.as_table())
+    sys.exit(0 if report.holds else 1)
