@@ -195,7 +195,7 @@ class UserRow:
 
     def recent_items(self) -> list[int]:
         """Hashes of the last CHAIN_DEPTH items, newest first."""
-        return self._items_before(len(self))
+        return _items_before(self.events, len(self.events))
 
     def has_event(self, event_hash: bytes) -> bool:
         """Whether an event with this id is in the ring."""
@@ -209,42 +209,29 @@ class UserRow:
 
         Returns: hashes of the up to CHAIN_DEPTH items before it, newest first.
         """
-        packed = _EVENT.pack(
-            event.item,
-            event.time_ms,
-            event.offset,
-            event.value,
-            event.portion,
-            event.session,
-            event.type,
-        )
-        size = len(self.events) // _EVENT_BYTES
-        if event.time_ms >= self.newest_ms:
-            previous = self._items_before(size)
-            self.events += packed
+        event_hash, item, time_ms, offset, kind, value, portion, session = event
+        packed = _EVENT.pack(item, time_ms, offset, value, portion, session, kind)
+        events = self.events
+        at = len(events)
+        if time_ms < self.newest_ms:
+            place = np.searchsorted(self.history()["time_ms"], time_ms, side="right")
+            at = int(place) * _EVENT_BYTES
+            self.events = b"".join((events[:at], packed, events[at:]))
         else:
-            place = int(np.searchsorted(self.history()["time_ms"], event.time_ms, side="right"))
-            previous = self._items_before(place)
-            at = place * _EVENT_BYTES
-            self.events = b"".join((self.events[:at], packed, self.events[at:]))
-        self.newest_ms = max(self.newest_ms, event.time_ms)
+            self.newest_ms = time_ms
+            self.events = events + packed
         self.events_total += 1
-        self.applied_offset = event.offset
-        for _ in range(size + 1 - limits.max_history):  # more than one where it was set lower
+        self.applied_offset = offset
+        while len(self.events) > limits.max_history * _EVENT_BYTES:  # often where it was set lower
             self._drop_oldest(limits.max_taken)
         if limits.dedupe_ring:
-            self.ring = (self.ring + event.event_hash)[-limits.dedupe_ring * _HASH_BYTES :]
-        return previous
+            self.ring = (self.ring + event_hash)[-limits.dedupe_ring * _HASH_BYTES :]
+        return _items_before(events, at)
 
     def served_list(self, rec_id: bytes, items: NDArray[np.uint64]) -> None:
         """Remember a list that is about to be sent: its id (8 bytes) and its first items."""
         self.served = items[:MAX_SERVED].astype("<u8").tobytes()
         self.rec_ids = (self.rec_ids + rec_id)[-MAX_REC_IDS * _HASH_BYTES :]
-
-    def _items_before(self, place: int) -> list[int]:
-        count = min(place, CHAIN_DEPTH)
-        items = _ITEMS[count].unpack_from(self.events, (place - count) * _EVENT_BYTES)
-        return list(items[::-1])
 
     def _drop_oldest(self, max_taken: int) -> None:
         item = self.events[:_HASH_BYTES]
@@ -255,6 +242,12 @@ class UserRow:
 
 #: Reads the items of n consecutive events.
 _ITEMS = [struct.Struct("<" + "Q32x" * n) for n in range(CHAIN_DEPTH + 1)]
+
+
+def _items_before(events: bytes, at: int) -> list[int]:
+    """Items of the last CHAIN_DEPTH events that end before byte `at`, newest first."""
+    count = min(at // _EVENT_BYTES, CHAIN_DEPTH)
+    return list(_ITEMS[count].unpack_from(events, at - count * _EVENT_BYTES)[::-1])
 
 
 #: From so many bytes on, comparing all hashes at once is faster than searching for one.
