@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.random import Generator
 from transformers.utils.logging import disable_progress_bar
@@ -24,6 +23,7 @@ from export.manifest import CatalogueReference, FileEntry, Gate, Lineage, Manife
 from export.parity import Arrays, Golden, largest_difference, rank_difference, run_graph
 from export.registry import Registry
 from export.release import CATALOGUE, GRAPH, METRICS, TOWER, Release, ReleaseError
+from export.runtime import ort
 from export.to_onnx import (
     OPSET,
     RANK_OUTPUTS,

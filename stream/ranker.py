@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from export.errors import DriftlineError
 from export.features import GATE_FEATURES
 from export.items import ItemIndex, Rows
 from export.release import Release
+from export.runtime import ort
 from stream.catalogue import Catalogue
 from stream.history import hash32
 from stream.requests import LiveTensors, RankRequests

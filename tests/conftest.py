@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Iterator
 
 import pytest
 from kafka_cluster import Broker, NoBrokerError, running_broker
+
+#: Tests that import ONNX Runtime report nothing either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

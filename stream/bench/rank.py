@@ -18,13 +18,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from msgspec import Struct
 from tqdm import tqdm
 
 from export.items import ItemIndex
 from export.registry import Registry
 from export.release import GRAPH, Release, open_release
+from export.runtime import ort
 from export.statistics import CHAIN_DEPTH, DAY_MS, Deltas
 from stream.agents import _refresh
 from stream.bench.workload import by_rank, user_id

@@ -20,8 +20,10 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process for the length of the block, without our terminal and our settings.
 
     It has a session of its own: Ctrl-C reaches this process alone, which then ends it in order.
+    Temporary files that it leaves lie beside its log.
     """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DRIFTLINE_")}
+    environment["TMPDIR"] = str(log.parent)
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -93,3 +95,28 @@ def test_a_fresh_environment_with_the_worker_alone_imports_all_of_it(tmp_path):
     installed = {line.split("==")[0].lower() for line in listed.stdout.splitlines()}
     assert not installed & {"torch", "transformers", "safetensors", "onnx", "onnxscript"}
     assert version.returncode == 0 and "driftline" in version.stdout
+
+
+def test_nothing_is_reported_to_the_vendor_of_onnx_runtime(tmp_path):
+    """Its telemetry, on by default, begins with a file of its own in the temporary folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os, stream.worker; print(os.environ['HOME'])"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PATH": os.environ["PATH"]},
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_runtime_is_imported_in_one_place_only():
+    importing = [
+        path.relative_to(ROOT).as_posix()
+        for package in ("stream", "export", "models")
+        for path in (ROOT / package).rglob("*.py")
+        if re.search(r"^\s*(import|from) onnxruntime", path.read_text(), re.MULTILINE)
+    ]
+
+    assert importing == ["export/runtime.py"]
