@@ -45,7 +45,7 @@ from stream.lists import (
 from stream.live import LiveParts
 from stream.ranker import RankedLists, Ranker
 from stream.releases import ReleaseSwap
-from stream.requests import LiveTensors, build_requests
+from stream.requests import RankRequests, build_requests
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder, Slice, TouchedUser
 from stream.statistics import encode_deltas
@@ -199,35 +199,38 @@ class BatchProcessor:
             int(time.time() * 1000),
             live.index.ids,
         )
-        refreshes: list[Refresh] = []
-        size = self._settings.max_rank_batch
         if not len(tensors.known):
             due = []
-        for start in range(0, len(due), size):
-            users = due[start : start + size]
-            lists = await self._rank_users(users, tensors)
+        size = self._settings.max_rank_batch
+        micro_batches = [due[start : start + size] for start in range(0, len(due), size)]
+        # all before the first wait: statistics and ranker move on while a thread ranks
+        requests = [self._requests(users, context) for users in micro_batches]
+        refreshes: list[Refresh] = []
+        for users, request in zip(micro_batches, requests, strict=True):
+            lists = await self._rank_users(request, context)
             refreshes += [
                 refresh
-                for user, place in zip(users, range(len(users)), strict=True)
+                for place, user in enumerate(users)
                 if (refresh := _refresh(user, lists, place)) is not None
             ]
         return refreshes, context
 
-    async def _rank_users(self, users: list[TouchedUser], tensors: LiveTensors) -> RankedLists:
-        live, k = self._live, self._settings.list_length
-        ranker = live.ranker
-        requests = build_requests(
+    def _requests(self, users: list[TouchedUser], context: RefreshContext) -> RankRequests:
+        return build_requests(
             [(user.row, user.request_ms) for user in users],
-            live.index,
-            live.statistics.statistics,
-            ranker.event_types,
-            len(tensors.known),
+            self._live.index,
+            self._live.statistics.statistics,
+            context.ranker.event_types,
+            len(context.live.known),
             self._settings.seen_items == "filter",
         )
+
+    async def _rank_users(self, requests: RankRequests, context: RefreshContext) -> RankedLists:
+        k = self._settings.list_length
         lists = await asyncio.get_running_loop().run_in_executor(
-            self._thread, functools.partial(ranker.rank, requests, tensors, k)
+            self._thread, functools.partial(context.ranker.rank, requests, context.live, k)
         )
-        return lists.ordered(live.index.hashes, k)
+        return lists.ordered(self._live.index.hashes, k)
 
     def _results(
         self, batch: FoldedBatch, refreshes: list[Refresh], context: RefreshContext
