@@ -157,6 +157,18 @@ class BatchMaker:
             torch.from_numpy(np.where(targets < V, targets, -1)),
         )
 
+    def live_mass(self, numbers: Ints) -> NDArray[np.float64]:
+        """[V] what the live parts hold of each item: mean popularity and chain of the examples."""
+        x = self.examples
+        at = numbers - x.first
+        mass: NDArray[np.float64] = x.snapshots[x.snapshot_at[at[-1]], 0] * float(len(at))
+        mass = mass.astype(np.float64)
+        for begin, end in zip(
+            x.chain_ends[at].tolist(), x.chain_ends[at + 1].tolist(), strict=True
+        ):
+            np.add.at(mass, x.chain_rows[begin:end], x.chain_weights[0, begin:end])
+        return mass
+
     def _history(self, numbers: Ints, limit: int) -> tuple[Ints, Ints]:
         """([B, T] numbers of the newest events before, oldest first, -1 where padded; [B] sizes).
 

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.event_log import Ints
 from models.losses import expert_shares, gate_loss, next_item_loss
 from models.network import DriftlineModel
-from models.sequences import Batch, BatchMaker
+from models.sequences import BatchMaker
 
 #: Called with the number of examples that were learned from.
 Progress = Callable[[int], None]
@@ -35,8 +36,10 @@ class TrainSettings:
     warm_up_steps: int = 50
     gate_epochs: int = 3
     gate_learning_rate: float = 2e-3
-    #: Up to so many known items the loss sums over all of them, above over shared negatives.
+    #: Up to so many known items the loss sums over all of them. Above, over those that the live
+    #: parts of the batch hold most of, and over a sample that stands for the rest.
     full_softmax_items: int = 12_000
+    likely: int = 1536
     negatives: int = 1024
 
 
@@ -122,8 +125,7 @@ def fit(
         for at in _batches(numbers, maker.history_lengths, settings.batch_size, rng):
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _schedule(step, steps, settings)
-            batch = maker.batch(at, candidates)
-            loss = _loss(model, batch)
+            loss = _loss(model, maker, at, candidates, settings, rng)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -134,9 +136,42 @@ def fit(
     return total / len(numbers)
 
 
-def _loss(model: DriftlineModel, batch: Batch) -> Tensor:
+def _loss(
+    model: DriftlineModel,
+    maker: BatchMaker,
+    numbers: Ints,
+    known: Ints,
+    settings: TrainSettings,
+    rng: Generator,
+) -> Tensor:
+    ranked, stands_for = known, None
+    if len(known) > settings.full_softmax_items:
+        ranked, stands_for = sampled_items(maker, numbers, known, settings, rng)
+    batch = maker.batch(numbers, ranked)
     kept = (torch.rand(len(batch.id_rows)) >= model.config.id_dropout).float()
-    return next_item_loss(model(batch.with_vectors(model.tower, kept)), batch.targets)
+    logits = model(batch.with_vectors(model.tower, kept))
+    if stands_for is not None:
+        logits = logits + torch.from_numpy(np.log(stands_for)).to(logits.dtype)
+    return next_item_loss(logits, batch.targets)
+
+
+def sampled_items(
+    maker: BatchMaker, numbers: Ints, known: Ints, settings: TrainSettings, rng: Generator
+) -> tuple[Ints, NDArray[np.float64]]:
+    """([C] rows, [C] how many items each stands for) whose sum of exp(logits) is that of `known`.
+
+    The targets and the items that popularity and chain of the batch hold most of stand for
+    themselves; a uniform sample stands for the rest, so that the expected sum is exact.
+    """
+    mass = maker.live_mass(numbers)[known]
+    is_certain = np.isin(known, maker.examples.events.items[numbers])
+    likely = min(settings.likely, len(known))
+    is_certain[np.argpartition(-mass, likely - 1)[:likely]] = True
+    certain, rest = known[is_certain], known[~is_certain]
+    drawn = rng.choice(rest, min(settings.negatives, len(rest)), replace=False)
+    each = len(rest) / max(len(drawn), 1)
+    rows = np.concatenate([certain, drawn])
+    return rows, np.concatenate([np.ones(len(certain)), np.full(len(drawn), each)])
 
 
 def _schedule(step: int, steps: int, settings: TrainSettings) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from models.network import LiveInputs
 from models.pipeline import Trained, train_cold
 from models.prequential import CHOSEN, Play, play, until
 from models.settings import TrainerSettings
+from models.train import TrainSettings, sampled_items
 
 
 def test_a_model_learns_what_the_live_parts_leave_over(trained: Trained) -> None:
@@ -207,3 +209,25 @@ def test_real_data_trains_to_a_release_that_may_go_live(
     assert published.refusals == []
     row = published.metrics["returning"]
     assert row["driftline"]["HR@50"] >= row["chain + popularity"]["HR@50"] - 0.02
+
+
+def test_sampled_items_stand_for_all_and_hold_every_target(corpus: Corpus) -> None:
+    batches = corpus.batches(corpus.catalogue(3000))
+    numbers, known = np.arange(2000, 2064), np.arange(corpus.examples.n_items)
+    few = TrainSettings(likely=20, negatives=10)
+
+    rows, stands_for = sampled_items(batches, numbers, known, few, np.random.default_rng(1))
+
+    assert len(rows) == len(set(rows.tolist())) < len(known)
+    assert stands_for.sum() == pytest.approx(len(known))
+    assert np.isin(corpus.examples.events.items[numbers], rows[stands_for == 1]).all()
+
+
+def test_a_model_learns_from_sampled_items_too(corpus: Corpus) -> None:
+    sampling = replace(QUICK.train, full_softmax_items=0, likely=30, negatives=20)
+
+    trained = train_cold(corpus, replace(QUICK, train=sampling, finish=sampling))
+
+    which = trained.validation.is_returning
+    best = max((ranks[which] <= 10).mean() for ranks in trained.validation.by_share.values())
+    assert best > (trained.validation.ranks[BASELINE][which] <= 10).mean()
