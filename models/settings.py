@@ -99,7 +99,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """A variable's value as JSON where it is that, else as the text it is."""
+    """A variable's list or object as JSON; everything else stays the text it is."""
+    if not text.startswith(("[", "{")):
+        return text
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from models.settings import load_trainer_settings
 from stream.settings import DEFAULT_EVENT_TYPES, EventRole, Settings, SettingsError, load_settings
 
 
@@ -72,8 +73,16 @@ def test_an_option_is_text_and_read_as_what_the_setting_is():
     assert (settings.partitions, settings.model, settings.batch_wait_ms) == (3, False, 2.0)
 
 
-def test_a_name_that_looks_like_a_number_stays_a_name():
+def test_a_name_that_looks_like_a_number_stays_a_name_for_worker_and_trainer():
     assert load_settings(None, {}, {"DRIFTLINE_INSTANCE": "7"}).instance == "7"
+    assert load_trainer_settings(None, {}, {"DRIFTLINE_PREFIX": "7"}).prefix == "7"
+
+
+def test_what_worker_and_trainer_share_has_the_same_defaults():
+    workers = msgspec.to_builtins(Settings())
+    trainers = msgspec.to_builtins(load_trainer_settings(None, {}, {}))
+
+    assert trainers == {name: workers[name] for name in trainers}
 
 
 @pytest.mark.parametrize("text", [None, "partitions = ", b"\xff"])
