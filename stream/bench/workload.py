@@ -6,7 +6,6 @@ a user twice and how large the rows are that it writes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +75,6 @@ class Workload:
     def event_types(self) -> list[str]:
         """The types that occur."""
         return sorted({interaction.type for interaction in self.interactions()})
-
-    def digest(self) -> str:
-        """Names the workload, for a report."""
-        return hashlib.blake2b(repr(self).encode(), digest_size=4).hexdigest()
 
 
 def user_id(number: int) -> str:
