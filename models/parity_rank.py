@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.utils.logging import disable_progress_bar
 
 from export.release import Release, open_release
 from models.network import DriftlineModel, LiveInputs
@@ -118,6 +119,7 @@ class LoadedRelease:
         if release.sha256 != sha256:
             raise ParityError(f"{release.path} is not the release that ranked {sample.rec_id}")
         self._types = release.event_types
+        disable_progress_bar()  # there is one for the lists
         self._model: Any = DriftlineModel.from_pretrained(release.path).eval()
         attributes = {v.item: v.attributes for v in log.catalogue if v.offset < sample.catalogue}
         with torch.no_grad():
