@@ -208,24 +208,28 @@ class Transitions:
         return 2.0 ** (-EPOCH_HALF_LIVES * ages.astype(np.float64))
 
     def _slots(self, keys: Rows) -> Rows:
-        known = self._slot_of
-        slots = [known.get(key, -1) for key in keys.tolist()]
-        if -1 in slots:
-            for i, key in enumerate(keys.tolist()):
-                if slots[i] < 0:
-                    slots[i] = self._new_slot(key)
-        return np.array(slots, dtype=np.int64)
+        """[P] the slots of distinct keys, new ones where they have none yet."""
+        known = self._slot_of.get
+        slots = np.array([known(key, -1) for key in keys.tolist()], dtype=np.int64)
+        new = slots < 0
+        if new.any():
+            slots[new] = self._new_slots(keys[new])
+        return slots
 
-    def _new_slot(self, key: int) -> int:
-        slot = len(self._slot_of)
-        if slot == len(self._to):
+    def _new_slots(self, keys: Rows) -> Rows:
+        first = len(self._slot_of)
+        slots = np.arange(first, first + len(keys))
+        while first + len(keys) > len(self._to):
             self._to = np.concatenate([self._to, np.zeros_like(self._to)])
             self._lasting = np.concatenate([self._lasting, np.zeros_like(self._lasting)])
             self._decaying = np.concatenate([self._decaying, np.zeros_like(self._decaying)])
-        self._slot_of[key] = slot
-        self._slots_from.setdefault(key >> 32, array("q")).append(slot)
-        self._to[slot] = key & 0xFFFFFFFF
-        return slot
+        self._slot_of.update(zip(keys.tolist(), slots.tolist(), strict=True))
+        self._to[slots] = keys & 0xFFFFFFFF
+        order = np.argsort(keys >> 32, kind="stable")
+        rows, begins = np.unique((keys >> 32)[order], return_index=True)
+        for row, of_row in zip(rows.tolist(), np.split(slots[order], begins[1:]), strict=True):
+            self._slots_from.setdefault(row, array("q")).frombytes(of_row.tobytes())
+        return slots
 
     def _advance(self, epoch: int) -> None:
         """Move on to a newer epoch and forget the pairs that only forgotten epochs held."""
@@ -258,8 +262,8 @@ class Transitions:
         self._lasting = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
         self._decaying = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
         self._slot_of, self._slots_from = {}, {}
-        for key in keys.tolist():
-            self._new_slot(key)
+        if len(keys):
+            self._new_slots(keys)
         self._lasting[: len(keys)] = lasting
         self._decaying[: len(keys)] = decaying
 

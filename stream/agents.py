@@ -45,7 +45,7 @@ from stream.lists import (
 from stream.live import LiveParts
 from stream.ranker import RankedLists, Ranker
 from stream.releases import ReleaseSwap
-from stream.requests import RankRequests, build_requests
+from stream.requests import NO_TENSORS, RankRequests, build_requests
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder, Slice, TouchedUser
 from stream.statistics import encode_deltas
@@ -190,7 +190,7 @@ class BatchProcessor:
         """Step 4: the lists of all due users, in micro-batches, in a thread."""
         due = [user for user in batch.users.values() if user.is_due]
         live = self._live
-        tensors = live.tensors()
+        tensors = live.tensors() if due else NO_TENSORS
         context = RefreshContext(
             live.ranker,
             tensors,

@@ -27,6 +27,12 @@ class LiveTensors:
     newest_ms: int
 
 
+#: For batches in which no list is due.
+NO_TENSORS = LiveTensors(
+    np.zeros((2, 0), dtype=np.float32), np.zeros(0, dtype=np.float32), {}, newest_ms=0
+)
+
+
 @dataclass(frozen=True, slots=True)
 class RankRequests:
     """B users to rank for; T <= MAX_HISTORY, K chain entries and S taken items are padded."""
