@@ -119,6 +119,24 @@ def test_ten_kills_while_40000_events_pass(engine: Engine, disk: str, seed: int)
         print(f"  {name}: {check['checked']} {check['unit']}; {'; '.join(check['notes'])}")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_two_workers_that_die_in_turn_lose_nothing_and_apply_nothing_twice(
+    engine: Engine, seed: int
+) -> None:
+    rng = random.Random(seed)
+    workers = [start_with_items(engine), engine.worker("second").start()]
+    sender = Sender(engine, list(records(20_000, seed)), kills=6)
+    sender.start()
+
+    for number in range(6):
+        kill_at_random(engine, workers[number % 2], rng, is_wiped=False)
+        sender.kills_done += 1
+    sender.join()
+
+    assert_exact(engine, *workers)
+
+
 @pytest.mark.parametrize("disk", ["kept", pytest.param("wiped", marks=pytest.mark.slow)])
 def test_crashes_at_every_step_lose_nothing_and_apply_nothing_twice(
     engine: Engine, disk: str
