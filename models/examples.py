@@ -1,13 +1,13 @@
 """Fold a log of events into examples: for each event, what was known just before it.
 
 Live statistics move on in blocks of events: what is known before an event is what was known at the
-start of its block, as in the engine, where events of the last instants are still under way. A
-user's own history is always exact.
+start of its block, as in the engine, where events of the last instants are still under way. A user
+stands only once in a block: what the user did before is always known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -25,14 +25,14 @@ Floats = NDArray[np.float32]
 class FoldSettings:
     """How much is kept."""
 
-    #: Events between two positions of the statistics.
+    #: Events between two positions of the statistics, at most.
     block_events: int = 32
     #: The newest events that histories are made of.
     max_events: int = 500_000
     #: The newest events that can be trained on: what was known before them is kept.
     max_examples: int = 120_000
     #: For the snapshots of popularity; with more items there are fewer snapshots.
-    snapshot_bytes: int = 512 * 2**20
+    snapshot_bytes: int = 192 * 2**20
     statistics: StatisticsSettings = field(default_factory=StatisticsSettings)
 
 
@@ -105,6 +105,7 @@ class ExampleFold:
         self._blocks: list[_Block] = []
         self._snapshots: dict[int, Floats] = {}  # number of a block's first event -> [2, V]
         self._snapshot_every = 1  # blocks
+        self._blocks_begun = 0
         self._first_event: dict[int, int] = {}
         self._recent: dict[int, list[int]] = {}  # user -> rows, oldest first
         self._newest_ms: dict[int, int] = {}
@@ -115,11 +116,9 @@ class ExampleFold:
 
         Nothing is folded beyond what is drawn from the iterator.
         """
-        size = self.settings.block_events
-        for begin in range(0, len(events), size):
-            block = events.select(slice(begin, begin + size))
-            self._fold(block)
-            yield len(block)
+        for begin, end in _block_bounds(events.users, self.settings.block_events):
+            self._fold(events.select(slice(begin, end)))
+            yield end - begin
         self._remember(events)
 
     def examples(self) -> Examples:
@@ -207,8 +206,8 @@ class ExampleFold:
 
         When the budget is spent, every second snapshot goes, and they are taken half as often.
         """
-        number = self.count // self.settings.block_events
-        if number % self._snapshot_every:
+        self._blocks_begun += 1
+        if (self._blocks_begun - 1) % self._snapshot_every:
             return
         self._snapshots[self.count] = self.statistics.popularity()
         kept_bytes = 2 * 4 * len(self.statistics.index) * len(self._snapshots)
@@ -234,3 +233,16 @@ class ExampleFold:
             starts = [s for s in self._snapshots if s <= self._blocks[0].number]
             for start in starts[:-1]:
                 del self._snapshots[start]
+
+
+def _block_bounds(users: Ints, limit: int) -> Iterator[tuple[int, int]]:
+    """[begin, end) of blocks of at most `limit` events in which every user stands once."""
+    begin, met = 0, set[int]()
+    for at, user in enumerate(users.tolist()):
+        if user in met or at - begin == limit:
+            yield begin, at
+            begin = at
+            met.clear()
+        met.add(user)
+    if begin < len(users):
+        yield begin, len(users)

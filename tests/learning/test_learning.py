@@ -79,11 +79,17 @@ def test_examples_hold_what_a_plain_fold_of_the_log_knows(corpus: Corpus) -> Non
     x = corpus.examples
     statistics = ItemStatistics(_index(corpus))
     histories: dict[int, list[int]] = {}
+    pending: list[tuple[int, int, np.ndarray, int]] = []
+    users: set[int] = set()
+    popularity = statistics.popularity()
     for number in range(320):
-        if number % 32 == 0:
-            popularity = statistics.popularity()
-            pending = []
         user, item = int(x.events.users[number]), int(x.events.items[number])
+        if user in users or len(pending) == 32:
+            offsets, items, befores, times_ms = (np.array(c) for c in zip(*pending, strict=True))
+            weights_16 = np.full(len(pending), 16)
+            statistics.apply(Deltas(0, offsets, items, befores, times_ms, weights_16))
+            popularity = statistics.popularity()
+            pending, users = [], set()
         newest_first = histories.get(user, [])[::-1][:CHAIN_DEPTH]
 
         rows, weights = statistics.chain(newest_first)
@@ -95,11 +101,8 @@ def test_examples_hold_what_a_plain_fold_of_the_log_knows(corpus: Corpus) -> Non
         previous = np.full(CHAIN_DEPTH, NO_ROW)
         previous[: len(newest_first)] = newest_first
         pending.append((number, item, previous, int(x.events.times_ms[number])))
+        users.add(user)
         histories.setdefault(user, []).append(item)
-        if number % 32 == 31:
-            offsets, items, befores, times_ms = (np.array(c) for c in zip(*pending, strict=True))
-            weights_16 = np.full(len(pending), 16)
-            statistics.apply(Deltas(0, offsets, items, befores, times_ms, weights_16))
 
 
 def _index(corpus: Corpus) -> object:
