@@ -14,9 +14,9 @@ Record = tuple[bytes | None, bytes | None]
 
 
 def data_folder() -> Path:
-    """Data sets: DRIFTLINE_DATA, else `../shared/data` beside the repository."""
+    """Data sets: DRIFTLINE_TEST_DATA, else `../shared/data` beside the repository."""
     beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    return Path(os.environ.get("DRIFTLINE_DATA", beside))
+    return Path(os.environ.get("DRIFTLINE_TEST_DATA", beside))
 
 
 def interactions(count: int, seed: int) -> list[tuple[str, str, int]]:

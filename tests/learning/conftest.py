@@ -43,9 +43,9 @@ def published(trained: Trained, corpus: Corpus, registry: Registry) -> Published
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of the public data sets: DRIFTLINE_DATA, or ../shared/data beside the repo."""
+    """The folder of the public data sets: DRIFTLINE_TEST_DATA, or ../shared/data beside the repo."""
     default = Path(__file__).parents[3] / "shared" / "data"
-    path = Path(os.environ.get("DRIFTLINE_DATA", default))
+    path = Path(os.environ.get("DRIFTLINE_TEST_DATA", default))
     if not (path / "movietweetings").is_dir():
-        pytest.skip(f"no data sets at {path}; set DRIFTLINE_DATA")
+        pytest.skip(f"no data sets at {path}; set DRIFTLINE_TEST_DATA")
     return path
