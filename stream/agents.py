@@ -190,7 +190,7 @@ class BatchProcessor:
         """Step 4: the lists of all due users, in micro-batches, in a thread."""
         due = [user for user in batch.users.values() if user.is_due]
         live = self._live
-        tensors = live.tensors() if due else NO_TENSORS
+        tensors = live.ranking_tensors() if due else NO_TENSORS
         context = RefreshContext(
             live.ranker,
             tensors,

@@ -86,9 +86,14 @@ class LiveParts(Service):  # type: ignore[misc]
                 popularity, known, dict(statistics.watermarks), statistics.newest_ms
             )
             self._tensors_for = state
+        return self._tensors
+
+    def ranking_tensors(self) -> LiveTensors:
+        """`tensors`, with vectors for every item in them. Never while a thread ranks."""
+        tensors = self.tensors()
         if isinstance(self.ranker, ModelRanker):
             self.ranker.table.update(self.catalogue)
-        return self._tensors
+        return tensors
 
     def wrote_deltas(self, records: list[tuple[int, int, bytes]]) -> None:
         """Take in (partition, offset, value) of deltas this worker wrote, without reading them."""
