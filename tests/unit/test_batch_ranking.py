@@ -65,7 +65,7 @@ def processed(max_rank_batch: int, is_replaced: bool) -> list[dict[str, Any]]:
         statistics=LiveStatistics(statistics),
         catalogue=Catalogue(statistics.index),
         catalogue_positions={},
-        tensors=lambda: tensors,
+        ranking_tensors=lambda: tensors,
         wrote_deltas=lambda records: None,
     )
     live.ranker = Moving(0.5, live=live, is_replaced=is_replaced)
