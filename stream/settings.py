@@ -6,56 +6,19 @@ All that is wrong is said at once, by name; an unknown setting is an error.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from export.errors import DriftlineError
+from export.event_types import DEFAULT_EVENT_TYPES, EventRole
+from export.settings import SettingsError, convert, gather
+from export.statistics import DAY_MS
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
-Role = Literal["positive", "negative", "visit", "impression", "ignored"]
-
-DAY_MS = 86_400_000
-ENVIRONMENT_PREFIX = "DRIFTLINE_"
-
-
-class SettingsError(DriftlineError):
-    """One or more settings are unknown or impossible; the message names every one."""
-
-
-class EventRole(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an event of a type does.
-
-    positive: enters history and statistics. negative: enters the history only. visit: the user is
-    here, wants a list. impression, ignored: counted, nothing else.
-    """
-
-    role: Role
-    #: What it adds to the statistics; kept as whole sixteenths.
-    weight: Annotated[float, Meta(ge=0, le=16)] = 1.0
-    #: Whether the user's list is due after it.
-    refreshes: bool = True
-
-
-#: The types that most producers send; settings add to them and override them.
-DEFAULT_EVENT_TYPES: dict[str, EventRole] = {
-    "visit": EventRole("visit", 0.0),
-    "click": EventRole("positive"),
-    "view": EventRole("positive"),
-    "watch": EventRole("positive"),
-    "read": EventRole("positive"),
-    "like": EventRole("positive"),
-    "rate": EventRole("positive"),
-    "cart": EventRole("positive"),
-    "purchase": EventRole("positive"),
-    "dislike": EventRole("negative", 0.0),
-    "impression": EventRole("impression", 0.0, False),
-}
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -140,45 +103,15 @@ def load_settings(
 
     Raises SettingsError naming every unknown and every impossible setting.
     """
-    wrong: list[str] = []
-    merged: dict[str, tuple[str, Any]] = {}  # name -> where from, value
-    if path is not None:
-        merged |= {name: (str(path), value) for name, value in _read_file(path).items()}
-    for variable, text in environment.items():
-        if variable.startswith(ENVIRONMENT_PREFIX) and not variable.startswith("DRIFTLINE_TEST_"):
-            name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-            merged[name] = (variable, _parsed(text))
-    for name, value in (overrides or {}).items():
-        if value is not None:
-            merged[name] = ("--" + name.replace("_", "-"), value)
-    known = {f.name: f.type for f in msgspec.structs.fields(Settings)}
-    values = {}
-    for name, (origin, value) in merged.items():
-        if name not in known:
-            wrong.append(f"{origin}: there is no setting {name!r}")
-            continue
-        try:
-            values[name] = msgspec.convert(value, known[name], strict=False)
-        except msgspec.ValidationError as error:
-            wrong.append(f"{origin}: {name} = {value!r}: {error}")
-    if wrong:
+    given = gather(path, overrides or {}, environment)
+    known = {field.name for field in msgspec.structs.fields(Settings)}
+    wrong = [
+        f"{setting.origin}: there is no setting {name!r}"
+        for name, setting in given.items()
+        if name not in known
+    ]
+    values, impossible = convert(given, Settings)
+    if wrong or impossible:
         names = ", ".join(sorted(known))
-        raise SettingsError("\n".join([*wrong, f"Settings are: {names}."]))
+        raise SettingsError("\n".join([*wrong, *impossible, f"Settings are: {names}."]))
     return Settings(**values)
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{path}: wanted a TOML file of settings, got: {error}") from error
-
-
-def _parsed(text: str) -> Any:
-    """A variable's list or object as JSON; everything else stays the text it is."""
-    if not text.startswith(("[", "{")):
-        return text
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return text

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 from msgspec import UNSET
 
+from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.statistics import WEIGHT_ONE
 from stream.dead_letters import DeadLetter
 from stream.events import (
@@ -26,7 +27,7 @@ from stream.events import (
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64, key_beginning
 from stream.partitioner import partitions_of
-from stream.settings import DEFAULT_EVENT_TYPES, EventRole, Settings
+from stream.settings import Settings
 
 NOT_A_NUMBER = float("nan")
 

@@ -16,8 +16,9 @@ from kafka import KafkaConsumer, TopicPartition
 from tqdm import tqdm
 
 from export.errors import DriftlineError
+from export.settings import ENVIRONMENT_PREFIX
 from stream.bench.topics import quiet
-from stream.settings import ENVIRONMENT_PREFIX, Settings
+from stream.settings import Settings
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _SAMPLE_S = 0.02

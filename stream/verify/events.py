@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 
 from kafka.partitioner import murmur2
 
-from stream.settings import EventRole, Settings
+from export.event_types import EventRole
+from stream.settings import Settings
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")

@@ -6,7 +6,8 @@ import importlib
 from typing import Any, Protocol
 
 from export.errors import DriftlineError
-from stream.settings import DEFAULT_EVENT_TYPES, Settings
+from export.event_types import DEFAULT_EVENT_TYPES
+from stream.settings import Settings
 
 
 class MissingPackageError(DriftlineError):

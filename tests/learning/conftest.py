@@ -43,7 +43,7 @@ def published(trained: Trained, corpus: Corpus, registry: Registry) -> Published
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """The folder of the public data sets: DRIFTLINE_TEST_DATA, or ../shared/data beside the repo."""
+    """The public data sets: DRIFTLINE_TEST_DATA, or ../shared/data beside the repository."""
     default = Path(__file__).parents[3] / "shared" / "data"
     path = Path(os.environ.get("DRIFTLINE_TEST_DATA", default))
     if not (path / "movietweetings").is_dir():

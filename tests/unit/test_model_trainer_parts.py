@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from export.event_types import EventRole
 from export.items import ItemIndex
+from export.settings import SettingsError
 from models.event_log import EventBuffer, user_hash
 from models.intake import Intake
 from models.schedule import Schedule, ScheduleError, parse_duration
-from models.settings import TrainerSettings, TrainerSettingsError, load_trainer_settings
+from models.settings import TrainerSettings, load_trainer_settings
 
 NOW_MS = 1_700_000_000_000
 
@@ -173,7 +174,7 @@ def test_trainer_settings_come_from_file_variables_and_options(tmp_path: Path) -
 def test_impossible_trainer_settings_are_named_all_at_once() -> None:
     environment = {"DRIFTLINE_SEEN_ITEMS": "maybe", "DRIFTLINE_NEIGHBOURS": "many"}
 
-    with pytest.raises(TrainerSettingsError) as error:
+    with pytest.raises(SettingsError) as error:
         load_trainer_settings(None, {}, environment)
 
     assert "DRIFTLINE_SEEN_ITEMS" in str(error.value)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from export.event_types import DEFAULT_EVENT_TYPES, EventRole
+from export.settings import SettingsError
 from models.settings import load_trainer_settings
-from stream.settings import DEFAULT_EVENT_TYPES, EventRole, Settings, SettingsError, load_settings
+from stream.settings import Settings, load_settings
 
 
 def test_without_anything_said_every_setting_has_its_default():

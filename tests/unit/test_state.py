@@ -22,10 +22,12 @@ from folding import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.event_types import EventRole
 from export.items import item_hash
+from export.statistics import DAY_MS
 from stream.guards import Guards
 from stream.history import RowError, UserRow, hash32
-from stream.settings import DAY_MS, EventRole, Settings
+from stream.settings import Settings
 
 #: Three users whose events lie on partition 1.
 USERS = [name for n in range(50) if partition_of(name := f"user-{n}") == 1][:3]

@@ -12,10 +12,11 @@ from folding import FINGERPRINT, NOW_MS, PARTITIONS, Record, Store, body, partit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.event_types import EventRole
 from export.items import ItemIndex
 from export.statistics import ItemStatistics
 from stream.kafka.table import source_row
-from stream.settings import EventRole, Settings
+from stream.settings import Settings
 from stream.snapshots import save_snapshot, take_snapshot
 from stream.statistics import LiveStatistics, decode_deltas, encode_deltas
 from stream.verify.counts import check_snapshot
