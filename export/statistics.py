@@ -347,6 +347,10 @@ class ItemStatistics:
         totals = weights.sum(axis=1, keepdims=True)
         return np.concatenate(rows), weights / np.maximum(totals, np.float32(1e-30))
 
+    def links_read(self, row: int) -> int:
+        """How many entries of a chain come from this item."""
+        return len(self._strongest(row)[0])
+
     def _strongest(self, row: int) -> tuple[Rows, NDArray[np.float32]]:
         """The strongest neighbours of an item, in the order of their hashes.
 

@@ -44,8 +44,15 @@ from stream.lists import (
 )
 from stream.live import LiveParts
 from stream.ranker import RankedLists, Ranker
+from stream.reasons import reasons_of
 from stream.releases import ReleaseSwap
-from stream.requests import NO_TENSORS, RankRequests, build_requests
+from stream.requests import (
+    NO_TENSORS,
+    ChainOrigins,
+    RankRequests,
+    build_requests,
+    chain_origins,
+)
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder, Slice, TouchedUser
 from stream.statistics import encode_deltas
@@ -198,6 +205,7 @@ class BatchProcessor:
             self._policy,
             int(time.time() * 1000),
             live.index.ids,
+            live.catalogue.columns(),
         )
         if not len(tensors.known):
             due = []
@@ -205,14 +213,11 @@ class BatchProcessor:
         micro_batches = [due[start : start + size] for start in range(0, len(due), size)]
         # all before the first wait: statistics and ranker move on while a thread ranks
         requests = [self._requests(users, context) for users in micro_batches]
+        origins = [chain_origins(request, live.statistics.statistics) for request in requests]
         refreshes: list[Refresh] = []
-        for users, request in zip(micro_batches, requests, strict=True):
+        for users, request, origin in zip(micro_batches, requests, origins, strict=True):
             lists = await self._rank_users(request, context)
-            refreshes += [
-                refresh
-                for place, user in enumerate(users)
-                if (refresh := _refresh(user, lists, place)) is not None
-            ]
+            refreshes += refreshes_of(users, request, origin, lists, context)
         return refreshes, context
 
     def _requests(self, users: list[TouchedUser], context: RefreshContext) -> RankRequests:
@@ -368,17 +373,28 @@ class BatchProcessor:
             metrics.BATCH_SECONDS.labels(step).observe(ended - begun)
 
 
-def _refresh(user: TouchedUser, lists: RankedLists, place: int) -> Refresh | None:
-    """One user's list, less the places that hold nothing; None where nothing is left."""
-    scores = lists.scores[place]
-    filled = int(np.count_nonzero(scores > 0))
-    if not filled:
-        return None
-    return Refresh(
-        user,
-        lists.rows[place, :filled],
-        scores[:filled],
-        lists.parts[:, place, :filled].argmax(axis=0),
-        user.row.seq + 1,
-        state_digest(user),
-    )
+def refreshes_of(
+    users: Sequence[TouchedUser],
+    requests: RankRequests,
+    origins: ChainOrigins,
+    lists: RankedLists,
+    context: RefreshContext,
+) -> list[Refresh]:
+    """The lists of users, less the places that hold nothing; none for whom nothing is left."""
+    requests_ms = [user.request_ms for user in users]
+    reasons = reasons_of(requests, origins, lists, requests_ms, context.item_ids, context.catalogue)
+    sources = lists.parts.argmax(axis=0)  # [B, k]
+    lengths = np.count_nonzero(lists.scores > 0, axis=1).tolist()
+    return [
+        Refresh(
+            user,
+            lists.rows[place, :length],
+            lists.scores[place, :length],
+            sources[place, :length],
+            user.row.seq + 1,
+            state_digest(user),
+            reasons.of(place, length),
+        )
+        for place, (user, length) in enumerate(zip(users, lengths, strict=True))
+        if length
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,6 +16,8 @@ from stream.events import Item, decode_item
 
 #: A record of `items` above this is refused; text of 20,000 characters and a vector fit in.
 MAX_ITEM_BYTES = 262_144
+#: Stands for no publish time; differences to it do not overflow.
+_LONG_AGO_MS = -(2**62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,25 @@ class CatalogueItem:
     categories: tuple[str, ...]
     attributes: tuple[str, ...]
     is_listable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueColumns:
+    """What the catalogue knew at one moment, by the rows of the item index; never changes."""
+
+    categories: Sequence[tuple[str, ...]]
+    published_ms: NDArray[np.int64]
+
+    def categories_of(self, row: int) -> tuple[str, ...]:
+        """The categories of a row; none where the catalogue did not hold it."""
+        return self.categories[row] if row < len(self.categories) else ()
+
+    def published_at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The `publish_time` of rows of any shape, in ms; far back where it was not given."""
+        if not len(self.published_ms):
+            return np.full(rows.shape, _LONG_AGO_MS)
+        known = rows < len(self.published_ms)
+        return np.where(known, self.published_ms[np.where(known, rows, 0)], _LONG_AGO_MS)
 
 
 class Catalogue:
@@ -41,6 +63,9 @@ class Catalogue:
         self._changed_at: dict[int, int] = {}  # row -> count of changes when it last changed
         self._index = index
         self._hidden: set[int] = set()
+        self._categories: list[tuple[str, ...]] = []
+        self._published_ms = np.zeros(0, dtype=np.int64)
+        self._is_handed_out = False  # the two above: they are copied before they change
 
     def take(self, key: bytes | None, value: bytes | None) -> str | None:
         """Take over a record of `items`; a null value deletes. Returns why it is refused, if so."""
@@ -69,6 +94,13 @@ class Catalogue:
         if known is None or known.attributes != entry.attributes:
             self._note_change(row)
         self._set_listable(row, entry.is_listable)
+        published_ms = _LONG_AGO_MS if item.publish_time is UNSET else item.publish_time
+        self._set_columns(row, entry.categories, published_ms)
+
+    def columns(self) -> CatalogueColumns:
+        """What stands here now; later changes do not reach it."""
+        self._is_handed_out = True
+        return CatalogueColumns(self._categories, self._published_ms)
 
     def changed_since(self, changes: int) -> list[int]:
         """Rows whose attributes changed after the count of changes was this."""
@@ -96,6 +128,22 @@ class Catalogue:
             row = self._index.row(item_id)
             self._note_change(row)
             self._set_listable(row, False)
+            self._set_columns(row, (), _LONG_AGO_MS)
+
+    def _set_columns(self, row: int, categories: tuple[str, ...], published_ms: int) -> None:
+        if self._is_handed_out:
+            self._categories = self._categories.copy()
+            self._published_ms = self._published_ms.copy()
+            self._is_handed_out = False
+        missing = row + 1 - len(self._categories)
+        if missing > 0:
+            self._categories += [()] * missing
+        missing = row + 1 - len(self._published_ms)
+        if missing > 0:
+            grown = np.full(max(missing, len(self._published_ms)), _LONG_AGO_MS)
+            self._published_ms = np.concatenate([self._published_ms, grown])
+        self._categories[row] = categories
+        self._published_ms[row] = published_ms
 
     def _set_listable(self, row: int, is_listable: bool) -> None:
         if is_listable == (row in self._hidden):

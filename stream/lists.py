@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from export.items import Rows
+from stream.catalogue import CatalogueColumns
 from stream.events import (
     DEFAULT_SCENARIO,
     DEFAULT_TENANT,
@@ -20,6 +22,7 @@ from stream.events import (
     Policy,
     Positions,
     RankedItem,
+    Reason,
     Recommendation,
     ReleaseReference,
     Source,
@@ -45,6 +48,7 @@ class Refresh:
     sources: NDArray[np.int64]  # [k] which part gave most of the score
     seq: int
     state_digest: str
+    reasons: Sequence[Reason]  # [k]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class RefreshContext:
     policy: Policy
     generated_at_ms: int
     item_ids: list[str]
+    catalogue: CatalogueColumns
 
 
 def list_policy(settings: Settings) -> Policy:
@@ -123,8 +128,10 @@ def messages(
         trigger=trigger,
         release=ReleaseReference(ranker.name, ranker.version),
         items=[
-            RankedItem(item, score, _SOURCES[source])
-            for item, score, source in zip(ids, scores, refresh.sources.tolist(), strict=True)
+            RankedItem(item, score, _SOURCES[source], reason)
+            for item, score, source, reason in zip(
+                ids, scores, refresh.sources.tolist(), refresh.reasons, strict=True
+            )
         ],
         request_time=user.request_ms,
         fallback="none" if ranker.version else "trend",

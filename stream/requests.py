@@ -50,6 +50,15 @@ class RankRequests:
         return len(self.history_length)
 
 
+@dataclass(frozen=True, slots=True)
+class ChainOrigins:
+    """Which of a user's last D items each chain entry comes from."""
+
+    recent_rows: Rows  # [B, D] newest first, NO_ROW where there is none
+    first_places: Rows  # [B, D] the first place at which the same item stands
+    ends: Rows  # [B, D] the chain entries from the d-th newest item end before this one
+
+
 def build_requests(
     users: Sequence[tuple[UserRow, int]],
     index: ItemIndex,
@@ -102,6 +111,23 @@ def build_requests(
         chain_weights,
         _seen([row for row, _ in users], index, size, filters_seen),
     )
+
+
+def chain_origins(requests: RankRequests, statistics: ItemStatistics) -> ChainOrigins:
+    """Where the chains of these requests come from.
+
+    `statistics` must still be those that the requests were built with.
+    """
+    places = requests.history_length[:, None] - 1 - np.arange(CHAIN_DEPTH)  # [B, D]
+    recent = np.take_along_axis(requests.history_rows, np.maximum(places, 0), axis=1)
+    recent = np.where(places >= 0, recent, NO_ROW)
+    counts = np.fromiter(
+        (statistics.links_read(row) if row >= 0 else 0 for row in recent.ravel().tolist()),
+        dtype=np.int64,
+        count=recent.size,
+    )
+    first_places = (recent[:, :, None] == recent[:, None, :]).argmax(axis=2)
+    return ChainOrigins(recent, first_places, counts.reshape(recent.shape).cumsum(axis=1))
 
 
 def _scatter(

@@ -15,6 +15,7 @@ from stream import metrics
 from stream.agents import Outbox, SendRecords
 from stream.events import DEFAULT_SCENARIO, RankedItem, Trending, encode
 from stream.live import LiveParts
+from stream.reasons import POPULAR
 from stream.settings import Settings
 from stream.snapshots import save_snapshot, take_snapshot
 
@@ -28,7 +29,7 @@ def trending_message(live: LiveParts, lifetime_ms: int) -> Trending | None:
     shares = tensors.popularity[0] * tensors.known if len(tensors.known) else np.zeros(0)
     order = np.lexsort((live.index.hashes[: len(shares)], -shares))[:TRENDING_LENGTH]
     items = [
-        RankedItem(live.index.ids[row], float(shares[row]), "trend")
+        RankedItem(live.index.ids[row], float(shares[row]), "trend", POPULAR)
         for row in order.tolist()
         if shares[row] > 0
     ]

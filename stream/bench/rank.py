@@ -26,7 +26,7 @@ from export.registry import Registry
 from export.release import GRAPH, Release, open_release
 from export.runtime import ort
 from export.statistics import CHAIN_DEPTH, DAY_MS, Deltas
-from stream.agents import _refresh
+from stream.agents import refreshes_of
 from stream.bench.workload import by_rank, user_id
 from stream.events import encode
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64
@@ -34,7 +34,7 @@ from stream.interests import user_interests
 from stream.lists import RefreshContext, list_policy, messages
 from stream.live import LiveParts
 from stream.ranker import TIE_MARGIN, ModelRanker, RankedLists, open_session
-from stream.requests import LiveTensors, RankRequests, build_requests
+from stream.requests import LiveTensors, RankRequests, build_requests, chain_origins
 from stream.settings import Settings
 from stream.state import TouchedUser
 
@@ -182,7 +182,7 @@ def _rank(world: _World, users: list[TouchedUser], took: dict[str, float]) -> No
     at.append(time.perf_counter())
     lists = ranked.ordered(live.index.hashes, k)
     at.append(time.perf_counter())
-    for _ in _messages(world, users, lists):
+    for _ in _messages(world, users, requests, lists):
         pass
     at.append(time.perf_counter())
     for name, begun, ended in zip(
@@ -191,16 +191,16 @@ def _rank(world: _World, users: list[TouchedUser], took: dict[str, float]) -> No
         took[name] += ended - begun
 
 
-def _messages(world: _World, users: list[TouchedUser], lists: RankedLists) -> Iterator[bytes]:
+def _messages(
+    world: _World, users: list[TouchedUser], requests: RankRequests, lists: RankedLists
+) -> Iterator[bytes]:
     """The bytes of every user's list, decision and interests."""
     index, catalogue = world.live.index, world.live.catalogue
-    context = RefreshContext(
-        world.ranker, world.tensors, {}, list_policy(world.settings), _NOW_MS, index.ids
-    )
-    for place, user in enumerate(users):
-        refresh = _refresh(user, lists, place)
-        if refresh is None:
-            continue
+    policy, columns = list_policy(world.settings), catalogue.columns()
+    context = RefreshContext(world.ranker, world.tensors, {}, policy, _NOW_MS, index.ids, columns)
+    origins = chain_origins(requests, world.live.statistics.statistics)
+    for refresh in refreshes_of(users, requests, origins, lists, context):
+        user = refresh.user
         recommendation, decision = messages(refresh, context, world.settings)
         yield encode(recommendation)
         if decision is not None:

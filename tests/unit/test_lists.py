@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from msgspec import UNSET
 
-from export.items import item_hash
-from stream.events import Policy, encode
+from export.items import ItemIndex, item_hash
+from stream.catalogue import Catalogue
+from stream.events import Policy, Reason, encode
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64
 from stream.lists import (
     Refresh,
@@ -63,6 +64,7 @@ def refresh(length: int = 5, **changed: object) -> Refresh:
         np.arange(length) % 3,
         seq=8,
         state_digest=state_digest(touched),
+        reasons=[Reason("because_item", [ITEMS[9]])] * length,
     )
     return dataclasses.replace(whole, **changed)
 
@@ -75,6 +77,7 @@ def context(**changed: object) -> RefreshContext:
         Policy("top-50", 0),
         NOW_MS + 3,
         ITEMS,
+        Catalogue(ItemIndex()).columns(),
     )
     return dataclasses.replace(whole, **changed)
 
@@ -138,6 +141,7 @@ def test_a_list_and_its_decision_tell_the_same_and_fit_their_schemas():
         assert getattr(recommendation, field) == getattr(decision, field)
     assert [i.item_id for i in recommendation.items] == [c.item_id for c in decision.candidates]
     assert [i.source for i in recommendation.items[:3]] == ["trend", "chain", "sequence"]
+    assert [i.reason for i in recommendation.items] == refresh().reasons
 
 
 def test_a_list_says_what_it_was_made_for_from_and_until_when():
