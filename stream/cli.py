@@ -188,6 +188,26 @@ def replay(settings: Settings, path: Path, data_format: str, **options: Any) -> 
 
 
 @main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=8080, show_default=True, help="0: a free one."
+)
+@click.option("--read-only", is_flag=True, help="Nobody can click: the page writes nothing.")
+@click.option(
+    "--allow-host",
+    "names",
+    multiple=True,
+    help="Another name that the page is opened by, as through a proxy; may be given again.",
+)
+@setting_options("bootstrap", "prefix", "group", "release", "log_level")
+def page(settings: Settings, host: str, port: int, read_only: bool, names: tuple[str, ...]) -> None:
+    """Show the engine live in a browser: your own list, any user, how good and how fast it is."""
+    from stream.web.serve import PageOptions, run_page
+
+    run_page(settings, PageOptions(host, port, read_only, names), click.echo)
+
+
+@main.command()
 @click.option("--bootstrap", help="A Kafka of yours, HOST:PORT, instead of the embedded broker.")
 @click.option("--clicks", type=click.IntRange(1), default=24, show_default=True, help="In all.")
 @click.option(
@@ -203,6 +223,21 @@ def sample(bootstrap: str | None, clicks: int, pace_s: float) -> None:
 
     with reported():
         run_sample(SamplePlan(bootstrap, clicks, pace_s), click.echo)
+
+
+@main.command("demo-release")
+@click.option(
+    "--registry",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of releases to write it into.",
+)
+def demo_release(registry: Path) -> None:
+    """Train the demo's release again, on simulated users. Needs the extra train."""
+    from stream.demo.release import build_release
+
+    with reported():
+        click.echo(build_release(registry))
 
 
 @main.command()

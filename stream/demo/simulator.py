@@ -263,7 +263,8 @@ class Simulator:
         goes_on = (last >= 0) & (self._rng.random(len(users)) < SERIES_SHARE)
         goes_on &= self.born_ms[categories, following] <= at_ms
         goes_on &= ~self._taken[users, categories, following]
-        return categories * K + np.where(goes_on, following, places)
+        items: Ints = categories * K + np.where(goes_on, following, places)
+        return items
 
     def _attraction(self, users: Ints, categories: Ints, at_ms: int) -> Floats:
         """[B, K] a_i of the items of one category for each user."""
