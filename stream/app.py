@@ -25,9 +25,9 @@ from stream.kafka.table import RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
 from stream.kafka.wiring import BrokerLimits, faust_settings, install, loop_guard
 from stream.live import LiveParts, statistics_source
+from stream.refused import RefusingFolder
 from stream.settings import Settings
 from stream.shared_outputs import SharedOutputs
-from stream.state import Folder
 from stream.topics import STATE_TABLE
 
 #: "STEP:N" ends the process with SIGKILL when it reaches that step for the Nth time.
@@ -60,6 +60,7 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
             frozenset({events}),
             source_watermark=lambda partition: tables[0].source_watermark(partition),
             max_slice_records=settings.batch_records,
+            max_batch_bytes=settings.max_batch_bytes,
         ),
     )
     table: RowTable = app.Table(
@@ -71,7 +72,9 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     fingerprint = source_fingerprint(topic_id, settings.partitions)
     processor = BatchProcessor(
         settings,
-        Folder(settings, events, settings.partitions, fingerprint, live.index.hash_of, guards),
+        RefusingFolder(
+            settings, events, settings.partitions, fingerprint, live.index.hash_of, guards
+        ),
         table,
         live,
         _sender(app),

@@ -21,6 +21,7 @@ from stream.dead_letters import DeadLetter
 from stream.guards import ALL_GUARDS, Guards
 from stream.ranker import ModelRanker, Ranker, StatisticsRanker
 from stream.readers import TopicReader, wait_caught_up
+from stream.refused import explained
 from stream.releases import ReleaseWatch
 from stream.requests import LiveTensors
 from stream.settings import Settings
@@ -55,8 +56,14 @@ class LiveParts(Service):  # type: ignore[misc]
                 settings.topic("item-statistics"),
                 self._take_deltas,
                 self.statistics.positions,
+                max_batch_bytes=settings.max_batch_bytes,
             ),
-            TopicReader(settings.bootstrap, settings.topic("items"), self._take_items),
+            TopicReader(
+                settings.bootstrap,
+                settings.topic("items"),
+                self._take_items,
+                max_batch_bytes=settings.max_batch_bytes,
+            ),
         ]
         self.releases = ReleaseWatch(settings, self.index, self.catalogue, self._swap)
 
@@ -109,7 +116,7 @@ class LiveParts(Service):  # type: ignore[misc]
             reason = self.catalogue.take(record.key, record.value)
             if reason is not None:
                 where = record.topic, record.partition, record.offset
-                letter = DeadLetter(reason, *where, record.key, record.value)
+                letter = explained(DeadLetter(reason, *where, record.key, record.value))
                 self.refused_items.append(letter.cut())
             self.catalogue_positions[record.partition] = record.offset + 1
 

@@ -12,6 +12,9 @@ EVENTS = Counter(
     "driftline_events", "Events by what became of them: folded, visits, replayed, ...", ["outcome"]
 )
 DEAD_LETTERS = Counter("driftline_dead_letters", "Refused records", ["topic"])
+REFUSED_BATCHES = Counter(
+    "driftline_refused_batches", "Record batches that would have become too large", ["topic"]
+)
 MISROUTED = Counter(
     "driftline_misrouted", "Records that were sent again under their user's key and partition"
 )

@@ -11,6 +11,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from mode import Service
 
+from stream.kafka.bounded import MAX_BATCH_BYTES, bound_fetches
+
 #: Takes records of any partitions, those of each in the order of their offsets.
 TakeRecords = Callable[[list[Any]], None]
 
@@ -19,7 +21,8 @@ class TopicReader(Service):  # type: ignore[misc]
     """Hands every record of a topic to `take`, from given positions on.
 
     `caught_up` is set once everything is read that was there at the start. A broker that goes away
-    is waited for. `take` runs on the event loop and must not block.
+    is waited for. `take` runs on the event loop and must not block. A record batch that would
+    become larger than `max_batch_bytes` is not opened: `bounded.refusal_in` tells what came for it.
     """
 
     def __init__(
@@ -29,6 +32,7 @@ class TopicReader(Service):  # type: ignore[misc]
         take: TakeRecords,
         positions: dict[int, int] | None = None,
         max_records: int = 2000,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -38,6 +42,7 @@ class TopicReader(Service):  # type: ignore[misc]
         self._bootstrap = bootstrap
         self._take = take
         self._max_records = max_records
+        self._max_batch_bytes = max_batch_bytes
         self._consumer: Any = None
         self._behind: dict[int, int] = {}  # partition -> end at the start, until it is reached
 
@@ -54,6 +59,7 @@ class TopicReader(Service):  # type: ignore[misc]
             auto_offset_reset="earliest",
             isolation_level="read_committed",
         )
+        bound_fetches(self._consumer, self._max_batch_bytes)
         await self._consumer.start()
         assigned = sorted(self._consumer.assignment())  # without a group: every partition
         begins = await self._consumer.beginning_offsets(assigned)

@@ -64,7 +64,12 @@ class ReleaseWatch(Service):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._ranking = 0  # version
-        self._reader = TopicReader(settings.bootstrap, settings.topic("model-releases"), self._take)
+        self._reader = TopicReader(
+            settings.bootstrap,
+            settings.topic("model-releases"),
+            self._take,
+            max_batch_bytes=settings.max_batch_bytes,
+        )
 
     async def on_start(self) -> None:
         await self.add_runtime_dependency(self._reader)

@@ -15,6 +15,7 @@ from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 
 from export.errors import DriftlineError
+from stream.kafka.bounded import MAX_BATCH_BYTES
 
 #: Exit code of a worker that crashed, or was told to stop, and did not end by itself in time. The
 #: number of sysexits' EX_SOFTWARE; a supervisor should start the worker again.
@@ -59,6 +60,8 @@ class BatchOptions:
     `on_gap`: told of every loss, after it was logged and counted. An exception ends the worker.
     `max_slice_records`: a fetched slice is cut to this, so that `record_batches(max_records)`
         overshoots by less.
+    `max_batch_bytes`: a record batch of the batch topics that would become larger is not opened;
+        a record that `bounded.refusal_in` knows comes in its place.
     `max_queued_slices`: fetching waits while an agent has so many slices before it.
     `end_within_s`: a worker that crashed, or was told to stop, and has not ended by then is ended
         with FAILED_EXIT_CODE; None leaves that to the caller, for apps inside another process.
@@ -68,11 +71,12 @@ class BatchOptions:
     source_watermark: SourceWatermark | None = None
     on_gap: OnGap | None = None
     max_slice_records: int = 256
+    max_batch_bytes: int = MAX_BATCH_BYTES
     max_queued_slices: int = 64
     end_within_s: float | None = 20.0
 
     def __post_init__(self) -> None:
-        for name in ("max_slice_records", "max_queued_slices"):
+        for name in ("max_slice_records", "max_batch_bytes", "max_queued_slices"):
             if (value := getattr(self, name)) < 1:
                 raise BatchOptionsError(f"{name} must be 1 or more, got {value}")
 

@@ -25,6 +25,7 @@ from mode.utils.queues import ThrowableQueue
 
 from export.errors import DriftlineError
 from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
+from stream.kafka.bounded import bound_fetches
 from stream.kafka.continuity import Continuity
 from stream.kafka.restore import restore, restored_offsets
 from stream.kafka.table import RowTable
@@ -38,6 +39,9 @@ LONG_POLL_MS = 200
 
 #: The part of the rebalance timeout a batch in work may take; the rest is for commit and join.
 HAND_OVER_SHARE = 0.75
+
+#: A slice with more bytes than this waits until no other does: few large ones could fill memory.
+LARGE_SLICE_BYTES = 1024**2
 
 
 class SourceTruncatedError(DriftlineError):
@@ -64,6 +68,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     ) -> driver.aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = LONG_POLL_MS
+        options: BatchOptions = self.consumer.options
+        bound_fetches(consumer, options.max_batch_bytes, options.batch_topics)
         return consumer
 
 
@@ -222,7 +228,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         size = self.options.max_slice_records
         for start in range(0, len(records), size):
             batch = RecordBatch(tp, records[start : start + size], generation)
-            while queue.qsize() >= self.options.max_queued_slices:
+            room = 1 if _value_bytes(batch) > LARGE_SLICE_BYTES else self.options.max_queued_slices
+            while queue.qsize() >= room:
                 self._has_space.clear()
                 await self._has_space.wait()
             queue.force_put_nowait(batch)
@@ -382,6 +389,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """A shutdown may hang, as without a broker: bound it, so that a supervisor can go on."""
         if self._exit_timer is None and self.options.end_within_s is not None:
             self._exit_timer = exit_later(self.options.end_within_s)
+
+
+def _value_bytes(batch: RecordBatch) -> int:
+    return sum(len(record.value) for record in batch.records if record.value is not None)
 
 
 def _require_source(tp: TP, start: int, end: int) -> None:

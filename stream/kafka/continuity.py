@@ -13,6 +13,7 @@ from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 
 from stream.kafka.batches import OnGap
+from stream.kafka.bounded import refusal_in
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,10 @@ class Continuity:
     def admit(self, tp: TP, records: Sequence[ConsumerRecord]) -> Sequence[ConsumerRecord]:
         """The records of a fetched slice to deliver now; none = read again from `next_offset`.
 
-        Repeated ones are left out. A slice that begins too late is believed only when the next
-        one, after reading again, begins at the same offset. What is missing then is counted,
-        logged and told to `on_gap`, whose exceptions come out here.
+        Repeated ones are left out. The offsets of a batch that was refused are not missing: the
+        record that stands for it says which they are. A slice that begins too late is believed only
+        when the next one, after reading again, begins at the same offset. What is missing then is
+        counted, logged and told to `on_gap`, whose exceptions come out here.
         """
         expected = self._next_offset.get(tp)
         if expected is None:
@@ -60,12 +62,12 @@ class Continuity:
             fetched = len(records)
             records = [record for record in records if record.offset >= expected]
             self.records_repeated_total += fetched - len(records)
-        if not records or self._is_first_suspicion(tp, expected, records[0].offset):
+        if not records or self._is_first_suspicion(tp, expected, _begin(records[0], expected)):
             return ()
         if records[-1].offset - expected + 1 != len(records):
             for record in records:
-                if record.offset > expected:
-                    self._report(tp, expected, record.offset)
+                if (begin := _begin(record, expected)) > expected:
+                    self._report(tp, expected, begin)
                 expected = record.offset + 1
         return records
 
@@ -88,3 +90,11 @@ class Continuity:
         )
         if self._on_gap is not None:
             self._on_gap(tp, expected, got)
+
+
+def _begin(record: ConsumerRecord, expected: int) -> int:
+    """The first offset that this record accounts for."""
+    offset: int = record.offset
+    if offset > expected and (refusal := refusal_in(record.value)) is not None:
+        return min(max(refusal.first, expected), offset)
+    return offset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
 from faust.types import TP
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -19,6 +22,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
 from stream.kafka.batches import BatchOptions, BatchOptionsError
+from stream.kafka.bounded import FetchBound
 from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import FENCED_EXIT_CODE, LoopGuard
 from stream.kafka.producer import BatchProducer, RecordTooLargeError, record_bytes
@@ -32,8 +36,9 @@ SOURCE = TP("events", 0)
 class At:
     """As much of a record as continuity looks at."""
 
-    def __init__(self, offset: int) -> None:
+    def __init__(self, offset: int, value: bytes | None = None) -> None:
         self.offset = offset
+        self.value = value
 
 
 def offsets(records: object) -> list[int]:
@@ -55,6 +60,44 @@ def test_a_slice_that_begins_too_late_is_read_again_before_it_is_believed():
     assert offsets(second) == [13, 14]
     assert told == [(SOURCE, 10, 13)]
     assert (continuity.gaps_total, continuity.records_lost_total) == (1, 3)
+
+
+def test_offsets_of_a_refused_batch_are_not_missing_and_those_before_it_are():
+    told: list[tuple[TP, int, int]] = []
+    continuity = Continuity(lambda *gap: told.append(gap))
+    continuity.start(SOURCE, 10)
+    (mark,) = marks(batch_of_zeros(base=12, count=4))
+
+    first = continuity.admit(SOURCE, [At(10), At(11), mark, At(16)])
+    continuity.delivered(SOURCE, 16)
+    second = continuity.admit(SOURCE, [At(17), At(19)])
+
+    assert offsets(first) == [10, 11, 15, 16]
+    assert offsets(second) == [17, 19]
+    assert told == [(SOURCE, 18, 19)]
+
+
+def test_reading_may_begin_inside_a_refused_batch():
+    continuity = Continuity(None)
+    continuity.start(SOURCE, 13)
+
+    admitted = continuity.admit(SOURCE, marks(batch_of_zeros(base=12, count=4)))
+
+    assert offsets(admitted) == [15]
+    assert continuity.gaps_total == 0
+
+
+def batch_of_zeros(base: int, count: int) -> bytes:
+    builder = DefaultRecordBatchBuilder(2, 1, 0, -1, -1, -1, 10**7)
+    for delta in range(count):
+        builder.append(delta, 0, None, bytes(100_000), [])
+    return struct.pack(">q", base) + bytes(builder.build()[8:])
+
+
+def marks(batch: bytes) -> list[At]:
+    """What comes in the place of a batch that is refused."""
+    data, _ = FetchBound(1000).opened("events", 0, 0, batch, 1)
+    return [At(record.offset, record.value) for record in MemoryRecords(data).next_batch()]
 
 
 def test_nothing_is_admitted_before_the_start_is_decided():
