@@ -16,6 +16,9 @@ from export.errors import DriftlineError
 #: The codecs of Kafka's record batches, by the number in a batch's attributes.
 CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 
+#: Uncompressed, a producer's batch is mostly 16 kB to 1 MB.
+MAX_BATCH_BYTES = 16 * 1024**2
+
 #: gzip may be many members one after another; each costs a copy of what comes after it.
 _MAX_GZIP_MEMBERS = 100
 _GZIP_WINDOW = 31  # 15 bits, and the gzip header

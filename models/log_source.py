@@ -11,6 +11,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from export.errors import DriftlineError
+from export.kafka_batches import bound_batches
 from models.intake import Intake
 from models.settings import TrainerSettings
 
@@ -126,6 +127,7 @@ class KafkaLog:
         return position if position > self.positions[tp] else self.positions[tp]
 
     def _connect(self) -> Any:
+        bound_batches(self._settings.max_batch_bytes)
         try:
             return KafkaConsumer(
                 bootstrap_servers=self._settings.bootstrap,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
+from export.decompress import MAX_BATCH_BYTES
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError, convert, gather
 from export.statistics import DAY_MS, StatisticsSettings
@@ -23,6 +24,7 @@ class TrainerSettings(Struct, frozen=True):
     release: str = "driftline"
     seen_items: Literal["filter", "allow"] = "filter"
     max_event_bytes: int = 65_536
+    max_batch_bytes: int = MAX_BATCH_BYTES
     max_future_ms: int = DAY_MS
     popularity_half_lives_ms: tuple[int, int] = (DAY_MS, 7 * DAY_MS)
     chain_half_life_ms: int = 14 * DAY_MS

@@ -11,7 +11,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from mode import Service
 
-from stream.kafka.bounded import MAX_BATCH_BYTES, bound_fetches
+from export.decompress import MAX_BATCH_BYTES
+from stream.kafka.bounded import bound_fetches
 
 #: Takes records of any partitions, those of each in the order of their offsets.
 TakeRecords = Callable[[list[Any]], None]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 
+from export.decompress import MAX_BATCH_BYTES
 from export.errors import DriftlineError
-from stream.kafka.bounded import MAX_BATCH_BYTES
 
 #: Exit code of a worker that crashed, or was told to stop, and did not end by itself in time. The
 #: number of sysexits' EX_SOFTWARE; a supervisor should start the worker again.

@@ -21,13 +21,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
 
-from export.decompress import BoundedDecompressor, DecompressionError
+from export.decompress import MAX_BATCH_BYTES, BoundedDecompressor, DecompressionError
 
 logger = logging.getLogger(__name__)
-
-#: Uncompressed, a producer's batch is mostly 16 kB to 1 MB. All that is opened of one answer of the
-#: broker is in memory at once, and is bounded by twice this.
-MAX_BATCH_BYTES = 16 * 1024**2
 
 #: A mark's value begins so. Other processes do not know it: no producer can send a mark.
 _MARK = b"driftline-refused-" + secrets.token_bytes(16)
@@ -97,8 +93,8 @@ class FetchBound:
     ) -> list[Any]:
         """The topics of a fetch answer with all batches opened.
 
-        What is opened after the bound is reached is left out, and fetched again. `begins` has the
-        offsets asked for.
+        All of them are in memory at once: what is to be opened after the bound is reached is left
+        out, and fetched again. `begins` has the offsets asked for.
         """
         left = self._decompressor.max_bytes
         opened_topics = []

@@ -46,7 +46,7 @@ def verify_fold(settings: Settings, data_dirs: list[Path]) -> Report:
 
     Raises LogError where the log cannot be read from its beginning.
     """
-    log = KafkaLog(settings.bootstrap)
+    log = KafkaLog(settings.bootstrap, settings.max_batch_bytes)
     app, events = settings.prefix + settings.group, settings.topic("user-events")
     ends = log.ends(events)
     folded = fold_log(log, settings, len(ends))  # 1

@@ -11,7 +11,9 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 from tqdm import tqdm
 
+from export.decompress import MAX_BATCH_BYTES
 from export.errors import DriftlineError
+from export.kafka_batches import bound_batches
 
 _POLL_MS = 1000
 #: kafka-python looks for a broker that is not there for 30 s otherwise.
@@ -25,10 +27,14 @@ class LogError(DriftlineError):
 
 
 class KafkaLog:
-    """The topics of one broker, read without a consumer group."""
+    """The topics of one broker, read without a consumer group.
 
-    def __init__(self, bootstrap: str) -> None:
+    As for workers, there is nothing in a record batch that becomes larger than `max_batch_bytes`.
+    """
+
+    def __init__(self, bootstrap: str, max_batch_bytes: int = MAX_BATCH_BYTES) -> None:
         self._bootstrap = bootstrap
+        self._max_batch_bytes = max_batch_bytes
 
     def ends(self, topic: str) -> dict[int, int]:
         """Partition -> the offset that the next record will have."""
@@ -83,6 +89,7 @@ class KafkaLog:
         return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
     def _consumer(self, **options: Any) -> _Closing:
+        bound_batches(self._max_batch_bytes)
         try:
             consumer = KafkaConsumer(
                 bootstrap_servers=self._bootstrap,

@@ -71,6 +71,10 @@ async def test_a_bomb_on_user_events_is_one_dead_letter_and_the_next_visit_is_se
     assert f"offsets {first} to {last}: " in letter["reason"]
     assert f"of {codec} become more than the 8,388,608 bytes" in letter["reason"]
     assert "Records are missing" not in worker.log()
+    engine.wait_for_snapshot()
+    assert worker.stop() == 0
+    code, report = engine.verify_fold(worker)
+    assert code == 0, report
 
 
 async def test_a_bomb_at_the_end_is_committed_and_not_told_again_after_a_restart(
