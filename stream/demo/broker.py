@@ -9,15 +9,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from export.errors import DriftlineError
-from stream.demo.processes import log_end, running
+from stream.demo.processes import Child, running
 
 _START_PATIENCE_S = 20.0
+#: Somebody else may take a free port before the broker does: another one is tried.
+_ATTEMPTS = 3
 
 
 class EmbeddedBrokerError(DriftlineError):
@@ -30,13 +31,32 @@ def embedded_broker(folder: Path) -> Iterator[str]:
 
     Raises EmbeddedBrokerError where it is not installed or does not serve.
     """
-    program, port = _program(), _free_port()
-    address = f"127.0.0.1:{port}"
-    log = folder / "broker.log"
-    where = ["--kafka-port", str(port), "--data-dir", str(folder / "broker")]
-    with running([str(program), "start", "--only", "kafka", *where], log) as process:
-        _wait_until_it_serves(process, port, log)
-        yield address
+    program = _program()
+    with contextlib.ExitStack() as stack:
+        for _ in range(_ATTEMPTS):
+            port = free_port()
+            where = ["--kafka-port", str(port), "--data-dir", str(folder / "broker")]
+            command = [str(program), "start", "--only", "kafka", *where]
+            child = stack.enter_context(running(command, folder / "broker.log"))
+            if _serves(child, port):
+                break
+        else:
+            raise EmbeddedBrokerError(
+                "the embedded broker does not serve; name a Kafka of yours with "
+                f"--bootstrap HOST:PORT. It wrote:\n{child.log_end()}"
+            )
+        yield f"127.0.0.1:{port}"
+
+
+def free_port(wanted: int = 0) -> int:
+    """A port of 127.0.0.1 that nobody listens on: the wanted one if it is free."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _program() -> Path:
@@ -51,21 +71,14 @@ def _program() -> Path:
     return program
 
 
-def _wait_until_it_serves(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _serves(child: Child, port: int) -> bool:
+    """Whether it listens on its port, and has not ended because somebody else does."""
     deadline = time.monotonic() + _START_PATIENCE_S
-    while process.poll() is None and time.monotonic() < deadline:
+    while child.poll() is None and time.monotonic() < deadline:
         with socket.socket() as probe:
             probe.settimeout(1.0)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+                time.sleep(0.1)  # one that could not bind the port has ended by then
+                return child.poll() is None
         time.sleep(0.05)
-    raise EmbeddedBrokerError(
-        f"the embedded broker does not serve on port {port}; name a Kafka of yours with "
-        f"--bootstrap HOST:PORT. It wrote:\n{log_end(log)}"
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return False

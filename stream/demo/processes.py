@@ -15,28 +15,42 @@ _STOP_PATIENCE_S = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@contextlib.contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process for the length of the block, without our terminal and our settings.
+class Child:
+    """A process that can be started again; without our terminal and our settings.
 
     It has a session of its own: Ctrl-C reaches this process alone, which then ends it in order.
     Temporary files that it leaves lie beside its log.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("DRIFTLINE_")}
-    environment["TMPDIR"] = str(log.parent)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment,
-            cwd=log.parent,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.command = command
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, or start it again after it has ended."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("DRIFTLINE_")}
+        environment["TMPDIR"] = str(self.log.parent)
+        with self.log.open("ab") as output, _signals_wait():
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                cwd=self.log.parent,
+                start_new_session=True,
+            )
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended, else None."""
+        return None if self._process is None else self._process.poll()
+
+    def stop(self) -> None:
+        """End it in order, or kill it where that takes too long; it has ended then."""
+        process = self._process
+        if process is None:
+            return
         process.terminate()
         try:
             process.wait(_STOP_PATIENCE_S)
@@ -45,6 +59,23 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.kill()
             process.wait()
+
+    def log_end(self) -> str:
+        """The last lines of its log, for a message about what went wrong."""
+        if not self.log.exists():
+            return ""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+@contextlib.contextmanager
+def running(command: list[str], log: Path) -> Iterator[Child]:
+    """A process for the length of the block."""
+    child = Child(command, log)
+    try:
+        child.start()
+        yield child
+    finally:
+        child.stop()
 
 
 @contextlib.contextmanager
@@ -64,6 +95,18 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def log_end(log: Path) -> str:
-    """The last lines of a log, for a message about what went wrong."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:]) if log.exists() else ""
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that come within the block count at its end: no process is started and forgotten."""
+    came: list[int] = []
+    before = {each: signal.getsignal(each) for each in _SIGNALS}
+    for each in _SIGNALS:
+        if callable(before[each]):
+            signal.signal(each, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)

@@ -6,24 +6,20 @@ The worker is the one of production, a process of its own that meets this one on
 from __future__ import annotations
 
 import contextlib
-import sys
 import tempfile
 import time
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from subprocess import Popen
 
 import msgspec
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from export.errors import DriftlineError
-from stream.demo.broker import embedded_broker
-from stream.demo.processes import log_end, running, stopped_by_signals
+from stream.demo.engine import Say, put_up, since, worker_command
+from stream.demo.processes import Child, running, stopped_by_signals
 from stream.demo.sample_events import (
     PAST_EVENTS,
     SampleUser,
@@ -35,7 +31,6 @@ from stream.demo.sample_events import (
 )
 from stream.events import Interests, Recommendation, UserEvent, encode
 from stream.settings import Settings
-from stream.topics import create_topics, required_topics
 
 #: The worker must have answered by then; a busy machine takes its time to start one.
 _WORKER_PATIENCE_S = 90.0
@@ -43,8 +38,6 @@ _LIST_PATIENCE_S = 10.0
 #: The user whose interest jumps halfway, and to what.
 _JUMP = ("ada", "hiking")
 _SHOWN_ITEMS = 4
-
-Say = Callable[[str], None]
 
 
 class SampleError(DriftlineError):
@@ -71,60 +64,21 @@ def run_sample(plan: SamplePlan, say: Say) -> None:
             stack.enter_context(stopped_by_signals())
             temporary = tempfile.TemporaryDirectory(prefix="driftline-sample-")
             folder = Path(stack.enter_context(temporary))
-            settings = _engine(plan, folder, stack, say)
-            worker = stack.enter_context(_worker(settings, folder))
-            client = stack.enter_context(_Client.connected(settings, worker, folder))
+            settings = put_up("sample", plan.bootstrap, folder, stack, say)
+            worker = stack.enter_context(running(worker_command(settings), folder / "worker.log"))
+            client = stack.enter_context(_Client.connected(settings, worker))
             _play(plan, client, say)
             say("that was all: the worker is stopped, its files are removed")
     except KeyboardInterrupt:
         say("stopped: the worker is ended, its files are removed")
 
 
-def _engine(plan: SamplePlan, folder: Path, stack: contextlib.ExitStack, say: Say) -> Settings:
-    """Broker and topics; the settings of the worker."""
-    begun = time.perf_counter()
-    bootstrap, prefix = plan.bootstrap, ""
-    if bootstrap is None:
-        bootstrap = stack.enter_context(embedded_broker(folder))
-        say(f"broker   {_since(begun)}  noida-db, embedded, at {bootstrap}")
-    else:
-        prefix = f"sample-{uuid.uuid4().hex[:8]}-"
-    settings = Settings(
-        bootstrap=bootstrap,
-        prefix=prefix,
-        instance="sample",
-        partitions=4,
-        data_dir=str(folder / "data"),
-        registry=str(folder / "registry"),
-        trending_interval_s=5.0,
-    )
-    begun = time.perf_counter()
-    created = create_topics(settings)
-    if prefix:
-        stack.callback(_delete_topics, settings)
-    where = f", their names begin with {prefix}" if prefix else ""
-    say(f"topics   {_since(begun)}  {len(created)} created{where}")
-    return settings
-
-
-@contextlib.contextmanager
-def _worker(settings: Settings, folder: Path) -> Iterator[Popen[bytes]]:
-    """`driftline worker` as a process of its own."""
-    options = []
-    for name in ("bootstrap", "prefix", "instance", "partitions", "data_dir", "registry"):
-        options += ["--" + name.replace("_", "-"), str(getattr(settings, name))]
-    command = [sys.executable, "-c", "from stream.cli import main; main()", "worker", *options]
-    with running(command, folder / "worker.log") as process:
-        yield process
-
-
 class _Client:
     """What an application does: sends events, reads lists and interests."""
 
-    def __init__(self, settings: Settings, worker: Popen[bytes], folder: Path) -> None:
+    def __init__(self, settings: Settings, worker: Child) -> None:
         self._settings = settings
         self._worker = worker
-        self._log = folder / "worker.log"
         self._producer = KafkaProducer(bootstrap_servers=settings.bootstrap, acks="all")
         self._consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap)
         topics = settings.topic("recommendations"), settings.topic("interests")
@@ -136,8 +90,8 @@ class _Client:
 
     @classmethod
     @contextlib.contextmanager
-    def connected(cls, settings: Settings, worker: Popen[bytes], folder: Path) -> Iterator[_Client]:
-        client = cls(settings, worker, folder)
+    def connected(cls, settings: Settings, worker: Child) -> Iterator[_Client]:
+        client = cls(settings, worker)
         try:
             yield client
         finally:
@@ -164,12 +118,12 @@ class _Client:
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline:
             if self._worker.poll() is not None:
-                raise SampleError(f"the worker ended. Its log:\n{log_end(self._log)}")
+                raise SampleError(f"the worker ended. Its log:\n{self._worker.log_end()}")
             self._poll(timeout_ms=200)
             while self._lists:
                 deadline = time.monotonic() + patience_s
                 yield self._lists.popleft()
-        raise SampleError(f"no list came for {patience_s:.0f} s. Worker:\n{log_end(self._log)}")
+        raise SampleError(f"no list came for {patience_s:.0f} s. Worker:\n{self._worker.log_end()}")
 
     def answer(self, event: UserEvent) -> tuple[Recommendation, float]:
         """Send an event; returns its list, and the milliseconds from the one to the other."""
@@ -214,7 +168,7 @@ def _play(plan: SamplePlan, client: _Client, say: Say) -> None:
         if not waited_for:
             break
     say(
-        f"worker   {_since(begun)}  has started, read {items} items and {PAST_EVENTS} past clicks, "
+        f"worker   {since(begun)}  has started, read {items} items and {PAST_EVENTS} past clicks, "
         f"and sent lists to all {len(users)} users"
     )
     say("\n  time  user  event           its list after  the list begins with")
@@ -265,24 +219,5 @@ def _summary(client: _Client, delays_ms: list[float], say: Say) -> None:
         say(f"{_JUMP[0]}'s interests: now {now}; next {coming}")
 
 
-def _delete_topics(settings: Settings) -> None:
-    """Take away what a sample made on a Kafka of somebody else."""
-    try:
-        admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap)
-    except KafkaError:
-        return
-    try:
-        admin.delete_topics([spec.name for spec in required_topics(settings)])
-        admin.delete_groups([settings.prefix + settings.group])
-    except KafkaError:
-        return
-    finally:
-        admin.close()
-
-
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _since(begun: float) -> str:
-    return f"{time.perf_counter() - begun:5.1f} s"
