@@ -241,6 +241,61 @@ def demo_release(registry: Path) -> None:
 
 
 @main.command()
+@setting_options(
+    "bootstrap",
+    "prefix",
+    "group",
+    "partitions",
+    "data_dir",
+    "registry",
+    "release",
+    "device",
+    "model",
+    "metrics_port",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(1, 100_000),
+    default=1000,
+    show_default=True,
+    help="Newest records of user-events that are looked at.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(settings: Settings, sample: int, as_json: bool) -> None:
+    """Look at machine, packages, Kafka and registry: a line each, with what to do.
+
+    Writes nothing. Exit code 1 if something must be put right.
+    """
+    from stream.doctor.examine import examine
+    from stream.doctor.findings import as_json as report
+    from stream.doctor.findings import has_failed
+
+    findings = []
+    for finding in examine(settings, sample):
+        findings.append(finding)
+        if not as_json:
+            click.echo(finding.as_line())
+    if as_json:
+        click.echo(msgspec.json.encode(report(findings)))
+    sys.exit(1 if has_failed(findings) else 0)
+
+
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete verbs and options.
+
+    For bash: eval "$(driftline completion bash)" in ~/.bashrc; zsh the same in ~/.zshrc; for fish:
+    driftline completion fish > ~/.config/fish/completions/driftline.fish.
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # the choices are those that click has
+    click.echo(kind(main, {}, "driftline", "_DRIFTLINE_COMPLETE").source())
+
+
+@main.command()
 @click.option(
     "--write", type=click.Path(path_type=Path), help="Folder to write one file a message into."
 )
