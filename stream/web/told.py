@@ -224,7 +224,7 @@ def user_lines(picture: Picture, words: str, count: int) -> list[UserLine]:
                 user.active_ms,
                 top,
                 user.is_simulated,
-                user.jump.label if user.jump else "",
+                user.jump.label if user.jump and user.has_jump_in_sight() else "",
             )
         )
         if len(lines) == count:

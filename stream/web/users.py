@@ -89,6 +89,8 @@ class KnownUser:
     is_simulated: bool = False
     events: int = 0
     active_ms: int = 0
+    #: Truths that came before their events.
+    early: deque[Truth] = field(default_factory=lambda: deque(maxlen=8))
 
     def add_event(self, event: UserEvent) -> None:
         """One more step, at its place in time."""
@@ -105,6 +107,8 @@ class KnownUser:
         while self.steps and self.steps[-1].at_ms > step.at_ms:
             later.append(self.steps.pop())
         self.steps.extend([step, *reversed(later)])
+        while self.early and self.early[0].event_time <= step.at_ms:
+            self._enter_truth(self.early.popleft())
 
     def add_list(self, found: Recommendation, written_ms: int) -> None:
         """A newer list; one that is older than what is known is passed over."""
@@ -125,9 +129,14 @@ class KnownUser:
         """What is true, at its step."""
         self.is_simulated = True
         self.jump = truth.jump or self.jump
-        step = self._step_at(truth.event_time)
-        if step is not None:
-            step.truth = [(part.label, round(part.weight, 3)) for part in truth.now]
+        if self.steps and self.steps[-1].at_ms >= truth.event_time:
+            self._enter_truth(truth)
+        else:
+            self.early.append(truth)
+
+    def has_jump_in_sight(self) -> bool:
+        """Whether the jump lies among the steps that are kept."""
+        return bool(self.jump and self.steps and self.jump.event_time >= self.steps[0].at_ms)
 
     def list_before(self, written_ms: int, event_ms: int) -> PastList | None:
         """The list that the user had when an event was written; None: none, or an expired one."""
@@ -145,6 +154,11 @@ class KnownUser:
             if step.next and step.next[0][0] == self.jump.label:
                 return number
         return None
+
+    def _enter_truth(self, truth: Truth) -> None:
+        step = self._step_at(truth.event_time)
+        if step is not None:
+            step.truth = [(part.label, round(part.weight, 3)) for part in truth.now]
 
     def _step_at(self, time_ms: int) -> Step | None:
         """The newest step that is not later than this."""
