@@ -12,6 +12,7 @@ from typing import Any
 import click
 import msgspec
 
+from export.datasets import FORMATS
 from export.errors import DriftlineError
 from stream.bench.commands import bench
 from stream.settings import Settings, load_settings
@@ -119,12 +120,20 @@ def topics_create(settings: Settings) -> None:
 
 @topics.command("check")
 @setting_options("bootstrap", "prefix", "group", "partitions")
-def topics_check(settings: Settings) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+def topics_check(settings: Settings, as_json: bool) -> None:
     """See that all topics are there and as they must be."""
-    from stream.topics import check_topics
+    from stream.topics import TopicsError, check_topics
 
-    check_topics(settings)
-    click.echo("all topics are as they must be")
+    try:
+        check_topics(settings)
+    except TopicsError as error:
+        if not as_json:
+            raise
+        click.echo(msgspec.json.encode({"ok": False, "differences": error.differences}))
+        sys.exit(2)
+    ok = msgspec.json.encode({"ok": True, "differences": []})
+    click.echo(ok if as_json else "all topics are as they must be")
 
 
 @main.command()
@@ -223,6 +232,53 @@ def sample(bootstrap: str | None, clicks: int, pace_s: float) -> None:
 
     with reported():
         run_sample(SamplePlan(bootstrap, clicks, pace_s), click.echo)
+
+
+@main.command()
+@click.option("--bootstrap", help="A Kafka of yours, HOST:PORT, instead of the embedded broker.")
+@click.option(
+    "--users", type=click.IntRange(1), default=40, show_default=True, help="Users that act."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Visits and clicks a second, of all users.",
+)
+@click.option(
+    "--past",
+    type=click.IntRange(0),
+    default=4000,
+    show_default=True,
+    help="Clicks of the last four weeks, sent at the start.",
+)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the simulated users.")
+@click.option(
+    "--data",
+    nargs=2,
+    type=(click.Choice(FORMATS), click.Path(path_type=Path)),
+    metavar="FORMAT PATH",
+    help="Play a data set instead of simulated users: movietweetings FOLDER, jsonl FILE.",
+)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="New folder for all files, kept at the end; default a temporary one.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=0, help="Of the page; default 8080 if free."
+)
+@click.option("--page/--no-page", "has_page", default=True, help="Whether the live page is shown.")
+@click.option("--open", "opens_browser", is_flag=True, help="Open the page in a browser.")
+def demo(users: int, past: int, seed: int, **options: Any) -> None:
+    """See it live: broker, worker, simulated users and the page, until Ctrl-C."""
+    from stream.demo.demo import DemoPlan, run_demo
+    from stream.demo.players import CrowdSettings
+
+    with reported():
+        run_demo(DemoPlan(crowd=CrowdSettings(users, past, seed), **options), click.echo)
 
 
 @main.command("demo-release")

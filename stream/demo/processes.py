@@ -42,6 +42,11 @@ class Child:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before it was started."""
+        return 0 if self._process is None else self._process.pid
+
     def poll(self) -> int | None:
         """Its exit code once it has ended, else None."""
         return None if self._process is None else self._process.poll()
