@@ -7,7 +7,7 @@ lie, and changing it would tear state and events apart.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,10 @@ _BOOTSTRAP_TIMEOUT_MS = 5000
 
 class TopicsError(DriftlineError):
     """Topics are missing or not as they must be; the message lists every difference."""
+
+    def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.differences = list(differences)
 
 
 class BrokerError(DriftlineError):
@@ -114,7 +118,8 @@ def check_topics(settings: Settings) -> str:
                     "Missing ones are made by `driftline topics create`. One that differs stays as "
                     "it is: set `partitions` to what it has, or give the engine another `prefix`.",
                 ]
-            )
+            ),
+            [line.strip() for line in wrong],
         )
     topic_id = present[settings.topic("user-events")].get("topic_id")
     return str(topic_id or uuid.UUID(int=0))

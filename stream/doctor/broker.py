@@ -10,10 +10,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from export.errors import DriftlineError
 from stream.doctor.findings import Finding
 from stream.settings import Settings
-from stream.topics import check_topics
+from stream.topics import BrokerError, TopicsError, check_topics
 
 _BOOTSTRAP_TIMEOUT_MS = 5000
 _POLL_MS = 500
@@ -129,10 +128,12 @@ def check_needed_topics(settings: Settings) -> Finding:
     """All topics are there, with the partition counts and policies they must have."""
     try:
         check_topics(settings)
-    except DriftlineError as error:
-        first, *wrong = str(error).splitlines()
-        said = "; ".join(line.strip() for line in wrong[:-1]) or first
-        return Finding("topics", "fail", said, wrong[-1] if wrong else "")
-    except KafkaError as error:
+    except TopicsError as error:
+        advice = (
+            "`driftline topics create` makes those that are missing; for one that differs set "
+            "`partitions` to what it has, or give the engine another `prefix`"
+        )
+        return Finding("topics", "fail", "; ".join(error.differences), advice)
+    except (BrokerError, KafkaError) as error:
         return Finding("topics", "fail", f"the topics cannot be read: {error!r}", "see the broker")
     return Finding("topics", "ok", "all are there and as they must be")
