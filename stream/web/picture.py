@@ -42,6 +42,8 @@ _NEWEST = {
 }
 #: Events that are counted together, at most: the baselines' counts are so many events old.
 _LEARN_TOGETHER = 16
+#: Clicks that are judged of one handing over, at most: a flood must not hold up the viewers.
+_JUDGED_TOGETHER = 25
 _ALL = ("items", "trending", "model-releases")
 
 _decode_recommendation = msgspec.json.Decoder(Recommendation).decode
@@ -103,6 +105,7 @@ class Picture:
         self._settings = settings
         self._now_ms = now_ms
         self._learn: list[JudgedEvent] = []
+        self._may_judge = 0
         self._take_one: dict[str, Callable[[Any], None]] = {
             settings.topic("items"): self._take_item,
             settings.topic("user-events"): self._take_event,
@@ -117,6 +120,7 @@ class Picture:
 
     def take(self, records: list[Any]) -> None:
         """Take records of any topics, in order of time. One that cannot be read is counted."""
+        self._may_judge = _JUDGED_TOGETHER
         for record in records:
             self._take_one[record.topic](record)
         self._learn_now()
@@ -158,8 +162,9 @@ class Picture:
     def _judge(self, event: UserEvent, user: KnownUser, written_ms: int, weight: float) -> None:
         """Judge an event that nobody suggested; learn from all. What came before counts for it."""
         listed = None
-        if event.rec is UNSET and event.source != PAGE_SOURCE:
+        if event.rec is UNSET and event.source != PAGE_SOURCE and self._may_judge > 0:
             listed = user.list_before(written_ms, event.event_time)
+            self._may_judge -= listed is not None
         self._learn.append(
             JudgedEvent(
                 user.key,

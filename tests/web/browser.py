@@ -115,29 +115,13 @@ class Tab:
     async def picture(self, path: Path, whole: bool = False) -> None:
         """Save what is to be seen as a PNG."""
         told = await self.call("Page.captureScreenshot", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(told["data"]))
+        _save(path, base64.b64decode(told["data"]))
 
 
 @contextlib.asynccontextmanager
 async def open_tab(chromium: str, profile: Path) -> AsyncIterator[Tab]:
     """A tab of a browser of its own, that ends with the block."""
-    process = subprocess.Popen(
-        [
-            chromium,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--remote-debugging-port=0",
-            f"--user-data-dir={profile}",
-            "about:blank",
-        ],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = _start(chromium, profile)
     try:
         port = await _port(profile / "DevToolsActivePort", process)
         async with aiohttp.ClientSession() as session:
@@ -160,10 +144,38 @@ async def open_tab(chromium: str, profile: Path) -> AsyncIterator[Tab]:
             process.wait()
 
 
+def _start(chromium: str, profile: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [
+            chromium,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 async def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
     deadline = asyncio.get_running_loop().time() + _PATIENCE_S
     while asyncio.get_running_loop().time() < deadline and process.poll() is None:
-        if file.exists() and (lines := file.read_text().split()):
+        if lines := _lines(file):
             return int(lines[0])
         await asyncio.sleep(0.05)
     raise AssertionError("the browser did not start")
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().split() if file.exists() else []
+
+
+def _save(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
