@@ -6,6 +6,7 @@ Each stands between `<!-- NAME: generated -->` and `<!-- end -->`; a test compar
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,8 @@ README = ROOT / "README.md"
 
 #: The order in which a stranger best reads `stream/`: the way of a click; the others follow.
 READING_ORDER = """
-    cli worker app events topics settings agents state history catalogue requests ranker lists
-    interests live statistics snapshots releases shared_outputs dead_letters
+    cli worker app events topics settings agents state history catalogue requests ranker reasons
+    lists interests live statistics snapshots releases shared_outputs dead_letters
 """.split()  # noqa: SIM905 - it reads better than a list of strings
 
 ABOUT_TOPICS = {
@@ -79,10 +80,17 @@ def module_map() -> str:
     return "\n".join([*lines, "```"])
 
 
+def example(name: str) -> str:
+    """One of the programs in `examples/`."""
+    return f"```python\n{(ROOT / 'examples' / f'{name}.py').read_text()}```"
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "topics": topics_table,
     "modules": module_map,
+    "producer": functools.partial(example, "producer"),
+    "consumer": functools.partial(example, "consumer"),
 }
 
 

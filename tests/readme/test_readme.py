@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
 import subprocess
-import sys
-import textwrap
-import threading
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import jsonschema
 import msgspec
 import pytest
-from engine import Engine, event, wait_until
+from engine import COMMAND, Engine, driftline, environment
 from generate import README, ROOT, generated
-from kafka_cluster import Broker
+from kafka_cluster import JVM, Broker, kafka_home
 
 from stream.cli import main
+from stream.events import decode_user_event
+from stream.partitioner import partitions_of
 from stream.schemas import schema
-from stream.settings import load_settings
+from stream.settings import Settings, load_settings
 
 TEXT = README.read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
@@ -111,36 +113,110 @@ def engine(kafka: Broker, prefix: str, tmp_path: Path):
     engine.close()
 
 
-def program(block: str, engine: Engine) -> list[str]:
-    """A program of the README, at the test's broker and topics."""
-    assert "127.0.0.1:9092" in block
-    code = block.replace("127.0.0.1:9092", engine.bootstrap)
-    for name in ("user-events", "recommendations"):
-        code = code.replace(f'"{name}"', f'"{engine.topic(name)}"')
-    return [sys.executable, "-c", textwrap.dedent(code)]
+def assert_well_placed(engine: Engine, keys: list[bytes]) -> None:
+    """Records of these keys lie on user-events where a worker looks for them, and nothing else."""
+    records = engine.read("user-events")
+    assert sorted(record.key for record in records) == sorted(keys)
+    wanted = partitions_of([record.key for record in records], Settings().partitions)
+    assert [record.partition for record in records] == wanted
+
+
+KEYS = [f"user-{number}".encode() for number in range(40)]
 
 
 @pytest.mark.broker
-def test_clicks_sent_as_it_says_are_answered_with_lists_read_as_it_says(engine):
-    sender, reader = blocks("python")
-    engine.worker().start()
-    engine.send([(b"zoe", event("zoe", 1, "click", item_id="blue-train"))])
-    engine.wait_until_all_is_done()
-    said: list[str] = []
-    reading = subprocess.Popen(program(reader, engine), stdout=subprocess.PIPE, text=True)
-    assert reading.stdout is not None
-    listener = threading.Thread(target=lambda: said.extend(reading.stdout), daemon=True)
-    listener.start()
+def test_confluent_set_up_as_it_says_puts_records_where_they_must_lie(engine):
+    pytest.importorskip("confluent_kafka", reason="confluent-kafka is not installed (extra dev)")
+    (block,) = (block for block in blocks("python") if "confluent_kafka" in block)
+    names: dict[str, Any] = {}
 
-    try:
-        sent = subprocess.run(program(sender, engine), capture_output=True, text=True, timeout=60)
-        assert sent.returncode == 0, sent.stderr
-        wait_until(lambda: any(line.startswith("ada [") for line in said), lambda: f"ada {said}")
-    finally:
-        reading.kill()
-        reading.wait()
-        listener.join()
+    exec(block.replace("127.0.0.1:9092", engine.bootstrap), names)
+    for key in KEYS:
+        names["producer"].produce(engine.topic("user-events"), key=key, value=b"{}")
+    assert names["producer"].flush(30) == 0
 
-    ada = [line for line in said if line.startswith("ada [")][-1]
-    assert "kind-of-blue" not in ada
-    assert "a-love-supreme" in ada and "mingus-ah-um" in ada
+    assert_well_placed(engine, KEYS)
+
+
+@pytest.mark.broker
+def test_kcat_called_as_it_says_puts_an_event_where_it_must_lie(engine):
+    if shutil.which("kcat") is None:
+        pytest.skip("kcat is not installed (Debian: kcat)")
+    (block,) = (block for block in blocks("sh") if "kcat" in block)
+    here = block.replace("127.0.0.1:9092", engine.bootstrap)
+    here = here.replace("user-events", engine.topic("user-events"))
+
+    for user in ("ada", "bob", "cyd"):
+        command = here.replace("-k ada", f"-k {user}").replace('"ada"', f'"{user}"')
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+    assert_well_placed(engine, [b"ada", b"bob", b"cyd"])
+    for record in engine.read("user-events"):
+        assert decode_user_event(record.value).owner() == record.key.decode()
+
+
+@pytest.mark.broker
+def test_java_set_up_as_it_says_puts_records_where_they_must_lie(engine, tmp_path):
+    libs = kafka_home() / "libs"
+    if shutil.which("java") is None or not any(libs.glob("kafka-tools*.jar")):
+        pytest.skip(f"there is no java, or no jars of Kafka in {libs}")
+    (block,) = blocks("properties")
+    properties = tmp_path / "producer.properties"
+    properties.write_text(block.replace("127.0.0.1:9092", engine.bootstrap))
+
+    done = subprocess.run(
+        [
+            *("java", *JVM, "-cp", f"{libs}/*", "org.apache.kafka.tools.ConsoleProducer"),
+            *("--bootstrap-server", engine.bootstrap, "--topic", engine.topic("user-events")),
+            *("--command-config", properties, "--reader-property", "parse.key=true"),
+        ],
+        input="".join(f"{key.decode()}\t{{}}\n" for key in KEYS),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_well_placed(engine, KEYS)
+
+
+def steps(text: str) -> list[str]:
+    """The first words of the lines that tell of a step and its seconds."""
+    return re.findall(r"^(\w+) +\d+\.\d s  ", text, re.MULTILINE)
+
+
+def test_the_demo_prints_what_it_says(tmp_path):
+    pytest.importorskip("noida_db", reason="the embedded broker is not installed (extra demo)")
+    (block,) = (block for block in blocks("text") if "noida-db" in block)
+    process = subprocess.Popen(
+        [*COMMAND, "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(TMPDIR=str(tmp_path)),
+    )
+    assert process.stdout is not None
+
+    said = ""
+    for line in process.stdout:
+        said += line
+        if line.startswith("Users act"):
+            break
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+    assert steps(said) == steps(block), said
+    assert re.search(r"^  http://127\.0\.0\.1:\d+/$", said, re.MULTILINE)
+
+
+@pytest.mark.broker
+def test_the_doctor_looks_at_what_it_says(engine):
+    (block,) = (block for block in blocks("text") if "partitioner" in block)
+
+    done = driftline("doctor", *engine.options)
+
+    named, found = (
+        [line.split()[1] for line in text.splitlines()] for text in (block, done.stdout)
+    )
+    assert found == named
