@@ -11,7 +11,7 @@ export function nameCategories(names) {
 /** The CSS colour of a category; those that are unknown share one. */
 export function colour(category) {
   const at = categories.indexOf(category);
-  return at < 0 ? "var(--c11)" : `var(--c${at % COLOURS})`;
+  return at < 0 ? "var(--c-none)" : `var(--c${at % COLOURS})`;
 }
 
 /** An element with properties (`class`, `text`, `on…` listeners, attributes) and children. */

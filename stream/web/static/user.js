@@ -5,6 +5,8 @@ import { allowsMotion, byId, clock, colour, duration, element, moment, onWidth, 
 const USERS_EVERY_MS = 3000;
 const TYPING_MS = 200;
 const MAX_BANDS = 8;
+const STEPS_BEFORE = 6;
+const byName = new Intl.Collator(undefined, { numeric: true });
 let listen = () => {};
 let isShown = false;
 let follows = "";
@@ -48,11 +50,12 @@ async function refresh() {
   if (!answer?.ok) return;
   const { users } = await answer.json();
   if (!picked && !follows && users.length) {
-    const best = users.filter((user) => user.jump).concat(users.filter((user) => user.is_simulated), users)[0];
-    follow(best.key);
+    const worth = (user) => 1000 * Boolean(user.jump) + user.events;
+    follow(users.reduce((best, user) => (worth(user) > worth(best) ? user : best)).key);
   }
   const place = byId("users");
   const focused = document.activeElement?.dataset?.key;
+  users.sort((a, b) => byName.compare(a.name, b.name)); // or they would jump about while one aims
   place.replaceChildren(...users.map(line));
   if (!users.length) place.append(element("li", { class: "empty", text: "No user with this in the id." }));
   if (focused) place.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
@@ -100,7 +103,7 @@ export function take(user) {
 
 function sentence(user) {
   const kind = user.is_simulated ? "A simulated user, so the truth is known" : "A user";
-  let text = `${kind}: ${user.events} events, the last ${Math.min(user.events, user.steps.length)} are drawn.`;
+  let text = `${kind}: ${user.events} events, the last ${user.steps.length - hiddenSteps()} are drawn.`;
   if (user.jump) {
     const seen = user.jump_seen_after;
     text += ` Jumped to ${user.jump.label} at ${moment(user.jump.event_time)}: `;
@@ -115,9 +118,15 @@ function carried(kind) {
   return told.steps.map((step) => (last = step[kind] ?? last));
 }
 
+/** How many old steps are left out: all but a few of those before the first estimate. */
+function hiddenSteps() {
+  const first = told.steps.findIndex((step) => step.now);
+  return Math.max(0, first - STEPS_BEFORE);
+}
+
 function draw(grew) {
   const place = byId("user-figure");
-  const steps = told.steps;
+  const steps = told.steps.slice(hiddenSteps());
   if (!steps.length) {
     place.replaceChildren(element("p", { class: "empty", text: "No events of this user are known." }));
     return;
@@ -127,7 +136,7 @@ function draw(grew) {
     ["now", "What the engine believes: now", 128],
     ["next", "What it expects next", 128],
   ]
-    .map(([kind, title, height]) => ({ kind, title, height, weights: carried(kind) }))
+    .map(([kind, title, height]) => ({ kind, title, height, weights: carried(kind).slice(hiddenSteps()) }))
     .filter((row) => row.weights.some((each) => each?.length));
   const width = Math.max(place.clientWidth, 260);
   const margin = width > 620 ? 104 : 8;
@@ -136,7 +145,7 @@ function draw(grew) {
   const x = (at) => left + at * stepWidth;
   const moving = shape("g");
   const still = shape("g");
-  const eventsAt = 34;
+  const eventsAt = 48;
   events(moving, steps, x, eventsAt, stepWidth);
   still.append(shape("text", { class: "strong", x: 0, y: 12, text: "What happened" }));
   let top = eventsAt + 30;
@@ -146,7 +155,7 @@ function draw(grew) {
     bands(moving, still, row, x, top + 16, width - margin + 8, margin > 50, labels);
     top += row.height + 34;
   }
-  mark(moving, steps, x, eventsAt - 12, top - 18, width);
+  mark(moving, steps, x, eventsAt - 14, top - 18, width);
   times(still, steps, x, top - 4, width - margin);
   const drawing = shape("svg", { viewBox: `0 0 ${width} ${top + 6}`, role: "img", "aria-label": alternative() }, moving, still);
   place.replaceChildren(drawing);

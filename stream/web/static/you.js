@@ -164,7 +164,7 @@ function arrange(place, rows) {
 
 function moved(before, now) {
   if (before === undefined) {
-    return element("span", { class: "moved" }, element("span", { "aria-hidden": "true", text: "＋" }), element("span", { class: "sr", text: "was not in the list" }));
+    return element("span", { class: "moved" }, element("span", { "aria-hidden": "true", text: "+" }), element("span", { class: "sr", text: "was not in the list" }));
   }
   if (before === now) return null;
   const isUp = before > now;
