@@ -3,7 +3,7 @@
 1. decode and validate; refused records become dead letters;
 2. read the users' rows; what was applied before is not folded again, but its user is touched;
 3. fold the rest;
-4. rank the users whose list is due, in a thread;
+4. rank the users whose list is due, in a thread; what is postponed is put down in its row;
 5. send: first statistics deltas, lists, interests, decisions and dead letters, and wait until the
    broker has acknowledged all of them; then the changelog rows, and wait again. A row that says
    an event was applied must never exist without that event's deltas: it would be skipped as a
@@ -12,7 +12,7 @@
 7. return: the source is acked, and offsets are committed up to there.
 
 A crash anywhere leaves the source unacked. What is read again after it is either not in the rows,
-and folded, or in the rows, and then all of its results have been sent.
+and folded, or in the rows, and then all of its results have been sent, or its list is postponed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,6 +45,7 @@ from stream.lists import (
 from stream.live import LiveParts
 from stream.ranker import RankedLists, Ranker
 from stream.reasons import reasons_of
+from stream.refresh_control import RefreshControl
 from stream.releases import ReleaseSwap
 from stream.requests import (
     NO_TENSORS,
@@ -90,6 +91,15 @@ class SendRecords(Protocol):
         timestamp_ms: int,
         headers: Sequence[Headers] | None = None,
     ) -> Sequence[asyncio.Future[tuple[int, int]]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Makes the rows that the table keeps for itself: how far the source is applied, and whether
+    rows of a partition tell of postponed lists."""
+
+    source: Callable[[int], tuple[bytes, bytes | None]]
+    postponed: Callable[[bool], tuple[bytes, bytes | None]]
 
 
 @dataclass(slots=True)
@@ -149,20 +159,22 @@ class BatchProcessor:
         self,
         settings: Settings,
         folder: Folder,
+        refreshes: RefreshControl,
         rows: Rows,
         live: LiveParts,
         send_records: SendRecords,
-        source_row: Callable[[int], tuple[bytes, bytes | None]],
+        table_rows: TableRows,
         check: Callable[[], None] = lambda: None,
         guards: Guards | None = None,
         on_step: OnStep = lambda _: None,
     ) -> None:
         self._settings = settings
         self._folder = folder
+        self._refreshes = refreshes
         self._rows = rows
         self._live = live
         self._send_records = send_records
-        self._source_row = source_row
+        self._table_rows = table_rows
         self._check = check
         self._guards = guards or Guards()
         self._on_step = on_step
@@ -171,10 +183,18 @@ class BatchProcessor:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
 
     async def process(self, slices: Sequence[Slice]) -> None:
-        """Take a batch through steps 1 to 6; the caller acks it when this returns (7)."""
+        """Take a batch through steps 1 to 6; the caller acks it when this returns (7).
+
+        Without slices there is time for lists that were postponed.
+        """
         begun = time.perf_counter()
         self._on_step("fold")
+        self._refreshes.backlog.arrived(slices)
+        if not slices:
+            self._refreshes.look_for_postponed()
         batch = self._folder.fold(slices, self._rows.get_many)  # 1. 2. 3.
+        newest_ms = self._live.statistics.statistics.newest_ms
+        self._refreshes.select(batch, newest_ms, self._rows.get_many)
         folded = time.perf_counter()
         self._on_step("rank")
         refreshes, context = await self._rank(batch)  # 4.
@@ -191,11 +211,15 @@ class BatchProcessor:
             await self._store(changes, context.generated_at_ms)
         self._on_step("ack")
         done = time.perf_counter()
+        self._refreshes.done(batch, sum(len(piece.records) for piece in slices), done - begun)
         self._count(batch, refreshes, (begun, folded, ranked, done))
 
     async def _rank(self, batch: FoldedBatch) -> tuple[list[Refresh], RefreshContext]:
         """Step 4: the lists of all due users, in micro-batches, in a thread."""
         due = [user for user in batch.users.values() if user.is_due]
+        for user in due:
+            user.is_changed |= user.row.is_postponed
+            user.row.is_postponed = False
         live = self._live
         tensors = live.ranking_tensors() if due else NO_TENSORS
         context = RefreshContext(
@@ -217,7 +241,14 @@ class BatchProcessor:
         refreshes: list[Refresh] = []
         for users, request, origin in zip(micro_batches, requests, origins, strict=True):
             lists = await self._rank_users(request, context)
-            refreshes += refreshes_of(users, request, origin, lists, context)
+            made = refreshes_of(users, request, origin, lists, context)
+            metrics.EMPTY_LISTS.inc(len(users) - len(made))
+            hashes = live.index.hashes
+            refreshes += [
+                refresh
+                for refresh in made
+                if self._refreshes.is_worth_sending(refresh.user, hashes[refresh.rows])
+            ]
         return refreshes, context
 
     def _requests(self, users: list[TouchedUser], context: RefreshContext) -> RankRequests:
@@ -275,6 +306,7 @@ class BatchProcessor:
             outbox.add(settings.topic("decisions"), user.partition, key, encode(decision))
         row = user.row
         row.seq = refresh.seq
+        row.list_ms = user.request_ms
         rec_id = bytes.fromhex(recommendation.rec_id)[:8]
         row.served_list(rec_id, self._live.index.hashes[refresh.rows])
         user.is_changed = True
@@ -311,14 +343,14 @@ class BatchProcessor:
 
     def _changed_rows(self, batch: FoldedBatch) -> dict[int, list[tuple[bytes, bytes | None]]]:
         """Partition -> rows to write, the last one tells how far the source is applied."""
-        changes: dict[int, list[tuple[bytes, bytes | None]]] = {
-            partition: [] for partition in batch.last_offsets
-        }
+        changes: dict[int, list[tuple[bytes, bytes | None]]] = defaultdict(list)
         for user in batch.users.values():
             if user.is_changed:
                 changes[user.partition].append((user.key, user.row.encode()))
-        for partition, rows in changes.items():
-            rows.append(self._source_row(batch.last_offsets[partition]))
+        for partition, has_postponed in self._refreshes.changed_flags(batch).items():
+            changes[partition].append(self._table_rows.postponed(has_postponed))
+        for partition, offset in batch.last_offsets.items():
+            changes[partition].append(self._table_rows.source(offset))
         return changes
 
     async def _store(
@@ -362,11 +394,8 @@ class BatchProcessor:
             metrics.DEAD_LETTERS.labels("user-events").inc(len(batch.dead_letters))
         if batch.misrouted:
             metrics.MISROUTED.inc(len(batch.misrouted))
-        visits = sum(refresh.user.reason == "visit" for refresh in refreshes)
-        metrics.LISTS.labels("visit").inc(visits)
-        metrics.LISTS.labels("event").inc(len(refreshes) - visits)
-        due = sum(user.is_due for user in batch.users.values())
-        metrics.EMPTY_LISTS.inc(due - len(refreshes))
+        for reason, count in Counter(refresh.user.reason for refresh in refreshes).items():
+            metrics.LISTS.labels(reason).inc(count)
         for step, begun, ended in zip(
             ("fold", "rank", "send_and_write"), times, times[1:], strict=False
         ):

@@ -14,17 +14,18 @@ import faust
 from faust.types import TP
 from mode import Service
 
-from stream.agents import BatchProcessor
+from stream.agents import BatchProcessor, TableRows
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import source_fingerprint
 from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.producer import Delivery, Headers, KeyValue
 from stream.kafka.stream import BatchStream
-from stream.kafka.table import RowTable, source_row
+from stream.kafka.table import RowTable, postponed_row, source_row
 from stream.kafka.watchdog import ProgressWatchdog
 from stream.kafka.wiring import BrokerLimits, faust_settings, install, loop_guard
 from stream.live import LiveParts, statistics_source
+from stream.refresh_control import RefreshControl
 from stream.refused import RefusingFolder
 from stream.settings import Settings
 from stream.shared_outputs import SharedOutputs
@@ -59,6 +60,9 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
         BatchOptions(
             frozenset({events}),
             source_watermark=lambda partition: tables[0].source_watermark(partition),
+            on_assigned=lambda partitions: refreshes.assigned(
+                {partition: table.has_postponed(partition) for partition in partitions}
+            ),
             max_slice_records=settings.batch_records,
             max_batch_bytes=settings.max_batch_bytes,
         ),
@@ -70,15 +74,17 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     live = LiveParts(settings, guards)
     fence = loop_guard(app)
     fingerprint = source_fingerprint(topic_id, settings.partitions)
+    refreshes = RefreshControl(settings, table.iter_rows, fingerprint)
     processor = BatchProcessor(
         settings,
         RefusingFolder(
             settings, events, settings.partitions, fingerprint, live.index.hash_of, guards
         ),
+        refreshes,
         table,
         live,
         _sender(app),
-        source_row,
+        TableRows(source_row, postponed_row),
         fence.check,
         guards,
         crash_on_request(os.environ.get(CRASH_VARIABLE, "")),
@@ -87,7 +93,8 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     async def fold_user_events(stream: BatchStream) -> None:
         within_s = settings.batch_wait_ms / 1000
         slices: list[RecordBatch]
-        async for slices in stream.record_batches(settings.batch_records, within_s):
+        batches = stream.record_batches(settings.batch_records, within_s, refreshes.idle_s)
+        async for slices in batches:
             await processor.process(slices)
 
     topic = app.topic(events, key_type=bytes, value_type=bytes)

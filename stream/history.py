@@ -39,8 +39,10 @@ EVENT = np.dtype(
 )
 _EVENT = struct.Struct("<QqqffII")
 _EVENT_BYTES = _EVENT.size
-_HEADER = struct.Struct("<BxHHHHHIQqQqqQ")
+_HEADER = struct.Struct("<BBHHHHHIQqQqqQ")
 _HASH_BYTES = 8
+#: The bit of a header's flags that says: a list of this user is postponed.
+_POSTPONED = 1
 #: Lists of a user whose ids and first items the row remembers.
 MAX_REC_IDS = 4
 MAX_SERVED = 20
@@ -97,8 +99,9 @@ class UserRow:
         "events_total",
         "fingerprint",
         "interests_digest",
+        "is_postponed",
+        "list_ms",
         "newest_ms",
-        "next_due_ms",
         "rec_ids",
         "ring",
         "seq",
@@ -116,7 +119,9 @@ class UserRow:
         self.applied_offset = -1
         self.seq = 0
         self.newest_ms = 0
-        self.next_due_ms = 0
+        #: Request time of the newest list; of the list that is to come where it is postponed.
+        self.list_ms = 0
+        self.is_postponed = False
         self.events_total = 0
         self.interests_digest = 0
 
@@ -133,7 +138,7 @@ class UserRow:
                 f"{len(data)} bytes; run the version that wrote it, or rebuild the state"
             )
         row = cls(fingerprint)
-        _, n_events, n_ring, n_taken, n_served, n_rec_ids, total, source, *rest = (
+        _, flags, n_events, n_ring, n_taken, n_served, n_rec_ids, total, source, *rest = (
             _HEADER.unpack_from(data)
         )
         if source != fingerprint:
@@ -143,7 +148,8 @@ class UserRow:
                 "group, or remove its data directory and changelog to start anew"
             )
         row.events_total = total
-        row.applied_offset, row.seq, row.newest_ms, row.next_due_ms, row.interests_digest = rest
+        row.applied_offset, row.seq, row.newest_ms, row.list_ms, row.interests_digest = rest
+        row.is_postponed = bool(flags & _POSTPONED)
         begin, end = _HEADER.size, _HEADER.size + n_events * _EVENT_BYTES
         row.events = data[begin:end]
         begin, end = end, end + n_ring * _HASH_BYTES
@@ -165,6 +171,7 @@ class UserRow:
         """The row as bytes; `decode` gives the same row back."""
         header = _HEADER.pack(
             CODEC_VERSION,
+            _POSTPONED if self.is_postponed else 0,
             len(self.events) // _EVENT_BYTES,
             len(self.ring) // _HASH_BYTES,
             len(self.taken) // _HASH_BYTES,
@@ -175,7 +182,7 @@ class UserRow:
             self.applied_offset,
             self.seq,
             self.newest_ms,
-            self.next_due_ms,
+            self.list_ms,
             self.interests_digest,
         )
         return b"".join((header, self.events, self.ring, self.taken, self.served, self.rec_ids))
@@ -274,6 +281,17 @@ _SEPARATOR = "\x1f"
 def row_key(tenant: str, is_known: bool, owner: str) -> bytes:
     """The key of a user's row: known and anonymous users, and tenants, never share one."""
     return key_beginning(tenant, is_known) + owner.encode()
+
+
+def split_row_key(key: bytes) -> tuple[str, bool, str]:
+    """Tenant, whether the user is known, and id of a row's key."""
+    tenant, kind, owner = key.decode().split(_SEPARATOR, 2)
+    return tenant, kind == "u", owner
+
+
+def is_postponed(data: bytes) -> bool:
+    """Whether a stored row says that a list is postponed; reads nothing else of it."""
+    return bool(data[1] & _POSTPONED)
 
 
 @lru_cache(maxsize=1024)

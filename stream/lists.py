@@ -114,9 +114,7 @@ def messages(
     identity = rec_id(refresh, context)
     ids = [context.item_ids[row] for row in refresh.rows.tolist()]
     scores = refresh.scores.tolist()
-    trigger = Trigger(
-        user.reason, user.trigger_id, user.partition, user.trigger_offset, user.coalesced
-    )
+    trigger = _trigger(user)
     recommendation = Recommendation(
         schema="driftline.recommendation/1",
         rec_id=identity,
@@ -170,6 +168,14 @@ def messages(
         anonymous_id=UNSET if user.is_known else user.owner,
     )
     return recommendation, decision
+
+
+def _trigger(user: TouchedUser) -> Trigger:
+    if user.trigger_offset < 0:  # a postponed list of which the row tells nothing more
+        return Trigger(user.reason, partition=user.partition)
+    return Trigger(
+        user.reason, user.trigger_id, user.partition, user.trigger_offset, user.coalesced
+    )
 
 
 def cloud_event_headers(recommendation: Recommendation) -> list[tuple[str, bytes]]:

@@ -19,6 +19,9 @@ MISROUTED = Counter(
     "driftline_misrouted", "Records that were sent again under their user's key and partition"
 )
 LISTS = Counter("driftline_lists", "Lists sent, by what made them due", ["reason"])
+LISTS_POSTPONED = Counter("driftline_lists_postponed", "Lists that had to wait, each once")
+LISTS_SKIPPED = Counter("driftline_lists_skipped", "Lists never sent, by reason", ["reason"])
+WAITING_LISTS = Gauge("driftline_waiting_lists", "Postponed lists that wait to be ranked")
 EMPTY_LISTS = Counter("driftline_empty_lists", "Lists that were due and had no item to hold")
 BATCHES = Counter("driftline_batches", "Batches done")
 BATCH_SECONDS = Histogram(

@@ -56,6 +56,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     list_length: Annotated[int, Meta(ge=1, le=200)] = 50  # items of a list
     list_lifetime_ms: Positive = DAY_MS  # in event time; then a list has expired
     seen_items: Literal["filter", "allow"] = "filter"  # whether items already taken are left out
+    refresh_debounce_ms: Count = 0  # an event's list waits until the last one is so old
+    refresh_min_change: Annotated[float, Meta(ge=0, le=1)] = 0.0  # share of an event's list
+    postpone_after_ms: Positive = 1000  # lists wait while more work than this waits
     decisions: bool = True  # whether full records go to `decisions`
     cloud_events: bool = False  # CloudEvents headers on every list
     trending_interval_s: Annotated[float, Meta(gt=0)] = 1.0  # between two looks for news

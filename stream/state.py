@@ -25,7 +25,15 @@ from stream.events import (
     decode_user_event,
 )
 from stream.guards import ALL_GUARDS, Guards
-from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64, key_beginning
+from stream.history import (
+    HistoryEvent,
+    RowLimits,
+    UserRow,
+    hash32,
+    hash64,
+    key_beginning,
+    split_row_key,
+)
 from stream.partitioner import partitions_of
 from stream.settings import Settings
 
@@ -63,6 +71,11 @@ class Slice(Protocol):
         """The records, keys and values as raw bytes."""
         ...
 
+    @property
+    def behind(self) -> int:
+        """Records of the partition that came after these before they were read."""
+        ...
+
 
 #: Reads stored rows: partition and keys in, a row's bytes or None for each key out.
 ReadRows = Callable[[int, list[bytes]], list[bytes | None]]
@@ -80,11 +93,27 @@ class TouchedUser:
     row: UserRow
     is_changed: bool = False
     is_due: bool = False
-    reason: Literal["visit", "event"] = "event"
+    reason: Literal["visit", "event", "backfill"] = "event"
     trigger_id: str = ""
     trigger_offset: int = -1
     request_ms: int = 0
     coalesced: int = 0
+
+    @classmethod
+    def of_row(cls, key: bytes, partition: int, row: UserRow) -> TouchedUser:
+        """A user whose row says that a list is postponed; which event asked for it is not known."""
+        tenant, is_known, owner = split_row_key(key)
+        return cls(
+            key, owner, is_known, tenant, partition, row, reason="backfill", request_ms=row.list_ms
+        )
+
+    def answers_also(self, earlier: TouchedUser) -> None:
+        """Take over what an earlier list, which was never made, was to answer."""
+        self.request_ms = max(self.request_ms, earlier.request_ms)
+        self.coalesced += earlier.coalesced
+        if earlier.reason == "visit" and self.reason != "visit":
+            self.reason = "visit"
+            self.trigger_id, self.trigger_offset = earlier.trigger_id, earlier.trigger_offset
 
     def becomes_due(self, event: UserEvent, offset: int, time_ms: int, is_visit: bool) -> None:
         """Take note of an event that asks for a list; the trigger is a visit, else the newest."""

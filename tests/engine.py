@@ -186,11 +186,20 @@ class Engine:
             if end
         )
 
+    def has_postponed(self) -> bool:
+        """Whether the rows of any partition tell of postponed lists."""
+        marks = {
+            record.partition: record.value
+            for record in self.read("driftline-user-state-changelog")
+            if record.key == b"\x00postponed"
+        }
+        return any(marks.values())
+
     def wait_until_all_is_done(self, patience_s: float = PATIENCE_S) -> None:
-        """Until all events are committed; fails if no worker is left to do it."""
+        """Until all is committed and all lists are sent; fails if no worker is left to do it."""
 
         def is_done() -> bool:
-            if self.is_all_committed():
+            if self.is_all_committed() and not self.has_postponed():
                 return True
             assert any(worker.is_running for worker in self.workers), self.logs()
             return False

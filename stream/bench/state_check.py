@@ -20,7 +20,7 @@ from stream.bench.raw_loop import count_in
 from stream.bench.topics import read_topic
 from stream.bench.workload import user_id
 from stream.history import UserRow, row_key
-from stream.kafka.table import OFFSET_KEY, SOURCE_KEY
+from stream.kafka.table import OFFSET_KEY, POSTPONED_KEY, SOURCE_KEY
 from stream.settings import Settings
 from stream.statistics import DeltaRecord
 from stream.topics import state_changelog
@@ -59,7 +59,7 @@ async def read_changelog(settings: Settings) -> Changelog:
     log = Changelog()
     async for record in read_topic(settings, state_changelog(settings)):
         log.bytes += len(record.key) + len(record.value)
-        if record.key != SOURCE_KEY:
+        if record.key not in (SOURCE_KEY, POSTPONED_KEY):
             log.rows[record.key] = record.value
             continue
         log.writes += 1
@@ -116,6 +116,6 @@ def _rows_on_disk(data_dir: Path) -> Iterator[tuple[bytes, bytes]]:
             str(path), options=options, access_type=rocksdict.AccessType.read_only()
         )
         for key, value in database.items():
-            if key not in (SOURCE_KEY, OFFSET_KEY):
+            if key not in (SOURCE_KEY, POSTPONED_KEY, OFFSET_KEY):
                 yield key, value
         database.close()

@@ -24,6 +24,9 @@ FAILED_EXIT_CODE = 70
 #: `source_watermark(partition)`: the last source offset applied to the state; None = none known.
 SourceWatermark = Callable[[int], int | None]
 
+#: `on_assigned(partitions)`: numbers of the partitions that this worker has now.
+OnAssigned = Callable[[set[int]], None]
+
 #: `on_gap(tp, expected_offset, got_offset)`: records from expected to got - 1 cannot be read.
 OnGap = Callable[[TP, int, int], None]
 
@@ -32,12 +35,14 @@ OnGap = Callable[[TP, int, int], None]
 class RecordBatch:
     """Consecutive records of one partition, keys and values as raw bytes, in offset order.
 
-    Never empty. `generation_id` is that of the group when they were fetched.
+    Never empty. `generation_id` is that of the group when they were fetched, `behind` how many
+    records of the partition came after them by then.
     """
 
     tp: TP
     records: Sequence[ConsumerRecord]
     generation_id: int
+    behind: int = 0
 
     @property
     def first_offset(self) -> int:
@@ -57,6 +62,8 @@ class BatchOptions:
     `batch_topics`: topics delivered as slices; each has one agent with concurrency 1, is not
         compacted and holds no transactions, so that every offset is expected.
     `source_watermark`: where the state stands; without it only committed offsets count.
+    `on_assigned`: told the batch topics' partitions of this worker after every rebalance, when
+        their state is restored and before anything is delivered.
     `on_gap`: told of every loss, after it was logged and counted. An exception ends the worker.
     `max_slice_records`: a fetched slice is cut to this, so that `record_batches(max_records)`
         overshoots by less.
@@ -69,6 +76,7 @@ class BatchOptions:
 
     batch_topics: frozenset[str]
     source_watermark: SourceWatermark | None = None
+    on_assigned: OnAssigned | None = None
     on_gap: OnGap | None = None
     max_slice_records: int = 256
     max_batch_bytes: int = MAX_BATCH_BYTES

@@ -90,6 +90,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._in_work: list[RecordBatch] = []
+        self._work_generation: int | None = None
         self._exit_timer: threading.Timer | None = None
         super().__init__(transport, *args, **kwargs)
 
@@ -102,10 +103,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def work_started(self, batches: list[RecordBatch]) -> None:
         """The agent has these batches; partitions are not given back until `work_ended`."""
         self._in_work = batches
+        self._work_generation = self.app.consumer_generation_id
         self._is_idle.clear()
 
     def work_ended(self) -> None:
         self._in_work = []
+        self._work_generation = None
         self._is_idle.set()
 
     def ack_offsets(self, tp: TP, first: int, last: int) -> None:
@@ -115,15 +118,14 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self._n_acked: int = self._n_acked + last - first + 1
 
     def check_ownership(self) -> None:
-        """Raise PartitionsLostError if the batch in work belongs to another worker by now."""
+        """Raise PartitionsLostError if the work under way belongs to another worker by now."""
         generation = self._thread._ensure_consumer()._coordinator.generation
-        for batch in self._in_work:
-            if batch.generation_id != generation:
-                raise PartitionsLostError(
-                    f"{batch.tp} was fetched in generation {batch.generation_id}, the group is in "
-                    f"{generation}: the batch is dropped, its new owner reads it again. If this "
-                    "comes often, make batches smaller or the session timeout longer"
-                )
+        if self._work_generation not in (None, generation):
+            raise PartitionsLostError(
+                f"work was begun in generation {self._work_generation}, the group is in "
+                f"{generation}: it is dropped, the partitions' new owner does it. If this comes "
+                "often, make batches smaller or the session timeout longer"
+            )
 
     def holds_partitions(self) -> bool:
         """Whether another worker could get what this one has, if this one stood still."""
@@ -226,8 +228,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await self._may_deliver.wait()
         queue = self._queue_of(tp)
         size = self.options.max_slice_records
+        end: int = self.highwater(tp)
         for start in range(0, len(records), size):
-            batch = RecordBatch(tp, records[start : start + size], generation)
+            part = records[start : start + size]
+            batch = RecordBatch(tp, part, generation, max(end - part[-1].offset - 1, 0))
             room = 1 if _value_bytes(batch) > LARGE_SLICE_BYTES else self.options.max_queued_slices
             while queue.qsize() >= room:
                 self._has_space.clear()
@@ -279,6 +283,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 self.continuity.start(tp, start)
                 self._acked_through[tp] = start
             await self._thread.seek_wait(starts)
+        if self.options.on_assigned is not None:
+            self.options.on_assigned({tp.partition for tp in partitions})
         self._is_sought = True
 
     def resume_flow(self) -> None:

@@ -7,7 +7,7 @@ lost. Here a batch is acked in one place only, after the body has run to its end
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from faust.streams import Stream
 from mode.utils.queues import ThrowableQueue
@@ -15,6 +15,9 @@ from mode.utils.queues import ThrowableQueue
 from export.errors import DriftlineError
 from stream.kafka.batches import RecordBatch
 from stream.kafka.consumer import BatchConsumer
+
+#: While a rebalance or a recovery pauses the flow: until the next look whether it goes on.
+PAUSED_WAIT_S = 0.1
 
 
 class ConcurrentAgentError(DriftlineError):
@@ -25,13 +28,17 @@ class BatchStream(Stream):  # type: ignore[misc]
     """Faust's stream, plus `record_batches`."""
 
     async def record_batches(
-        self, max_records: int, within_s: float
+        self,
+        max_records: int,
+        within_s: float,
+        idle_s: Callable[[], float | None] = lambda: None,
     ) -> AsyncIterator[list[RecordBatch]]:
         """Yield slices of the assigned partitions, about `max_records` records together.
 
         A list is yielded when it has `max_records`, or `within_s` after its first slice was there;
-        it is never empty, and the slices of one partition are in offset order. It may be longer by
-        one slice.
+        the slices of one partition are in offset order. It may be longer by one slice. It is empty
+        only where nothing came for as long as `idle_s` says when it is asked: the body has time
+        for other work, under the same protection as a batch. None: there is no such work.
 
         Guaranteed: a list is acked when the body asks for the next one, never before. If the body
         raises, it is not acked, and the worker ends; after its restart the list is read again.
@@ -44,8 +51,11 @@ class BatchStream(Stream):  # type: ignore[misc]
         consumer: BatchConsumer = self.app.consumer
         try:
             while not self.should_stop:
-                batches = self._of_this_generation(await self._gather(max_records, within_s))
-                if not batches or not self.app.flow_control.is_active():
+                is_active = self.app.flow_control.is_active()
+                patience_s = idle_s() if is_active else PAUSED_WAIT_S
+                gathered = await self._gather(max_records, within_s, patience_s)
+                batches = self._of_this_generation(gathered)
+                if bool(batches) != bool(gathered) or not self.app.flow_control.is_active():
                     continue
                 consumer.work_started(batches)
                 yield batches
@@ -61,16 +71,22 @@ class BatchStream(Stream):  # type: ignore[misc]
                 await self.stop()
                 self.service_reset()
 
-    async def _gather(self, max_records: int, within_s: float) -> list[RecordBatch]:
+    async def _gather(
+        self, max_records: int, within_s: float, idle_s: float | None
+    ) -> list[RecordBatch]:
         queue: ThrowableQueue = self.channel.queue
         consumer: BatchConsumer = self.app.consumer
-        batches = [await queue.get()]
+        try:
+            async with asyncio.timeout(idle_s):
+                batches: list[RecordBatch] = [await queue.get()]
+        except TimeoutError:
+            return []
         consumer.slice_taken()
         count = len(batches[0].records)
         try:
             async with asyncio.timeout(within_s):
                 while count < max_records:
-                    batch: RecordBatch = await queue.get()
+                    batch = await queue.get()
                     consumer.slice_taken()
                     batches.append(batch)
                     count += len(batch.records)

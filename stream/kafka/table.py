@@ -29,6 +29,12 @@ Row = tuple[bytes, bytes | None]
 #: every other row, so that recovery restores it together with the state it speaks of.
 SOURCE_KEY = b"\x00source"
 
+#: Key of the row that is there while rows of the partition tell of postponed lists.
+POSTPONED_KEY = b"\x00postponed"
+
+#: Keys that begin so are the table's own; no user's does.
+_OWN = b"\x00"
+
 #: Where Faust keeps the changelog offset that the database has; never in the changelog.
 OFFSET_KEY: bytes = rocksdb.Store.offset_key
 
@@ -97,11 +103,18 @@ class RowTable(Table):  # type: ignore[misc]
         (packed,) = self.get_many(partition, [SOURCE_KEY])
         return None if packed is None else _unpack_offset(packed)
 
+    def has_postponed(self, partition: int) -> bool:
+        """Whether rows of this partition tell of postponed lists."""
+        return self.get_many(partition, [POSTPONED_KEY]) != [None]
+
     def iter_rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """All rows of a partition in key order, without the table's own. Slow: for tools."""
+        """All rows of a partition in key order, without the table's own. Slow.
+
+        The iterator shows the partition as it is now, whatever is written meanwhile.
+        """
         store: RowStore = self.data
         for key, value in store.db(partition).items():
-            if key not in (SOURCE_KEY, OFFSET_KEY):
+            if key != OFFSET_KEY and not key.startswith(_OWN):
                 yield key, value
 
     def restore(self, partition: int, records: Sequence[ConsumerRecord]) -> None:
@@ -131,6 +144,11 @@ class RowTable(Table):  # type: ignore[misc]
 def source_row(offset: int) -> Row:
     """The row that says: the state contains the source up to and including `offset`."""
     return SOURCE_KEY, _SOURCE_OFFSET.pack(offset)
+
+
+def postponed_row(has_postponed: bool) -> Row:
+    """The row that says whether rows of its partition tell of postponed lists."""
+    return POSTPONED_KEY, b"1" if has_postponed else None
 
 
 def _unpack_offset(packed: bytes) -> int:

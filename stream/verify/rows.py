@@ -13,11 +13,14 @@ import rocksdict
 from stream.verify.report import Check
 from stream.verify.users import ExpectedState, ExpectedUser
 
-#: version, a pad byte, counts of events, ring, taken, served and rec_ids, events in all,
-#: fingerprint, applied offset, seq, newest event time, next due time, digest of interests.
-_HEADER = struct.Struct("<BxHHHHHIQqQqqQ")
+#: version, flags (1: a list is postponed), counts of events, ring, taken, served and rec_ids,
+#: events in all, fingerprint, applied offset, seq, newest event time, request time of the list,
+#: digest of interests.
+_HEADER = struct.Struct("<BBHHHHHIQqQqqQ")
+_POSTPONED_FLAG = 1
 _HISTORY_EVENT = struct.Struct("<QqqffII")
 _SOURCE_KEY = b"\x00source"
+_OWN_KEYS = (_SOURCE_KEY, b"\x00postponed")
 _POSITION_KEY = b"__faust\x00offset__"
 _SEPARATOR = "\x1f"
 _VERSION = 1
@@ -37,13 +40,16 @@ class StoredRow:
     applied_offset: int
     seq: int
     newest_ms: int
+    is_postponed: bool
 
     @classmethod
     def parse(cls, data: bytes) -> StoredRow:
         """Raises ValueError for bytes that are no such row."""
         if len(data) < _HEADER.size or data[0] != _VERSION:
             raise ValueError(f"{len(data)} bytes, version {data[:1].hex()}")
-        _, *counts, total, fingerprint, applied, seq, newest, _, _ = _HEADER.unpack_from(data)
+        _, flags, *counts, total, fingerprint, applied, seq, newest, _, _ = _HEADER.unpack_from(
+            data
+        )
         sizes = [_HISTORY_EVENT.size, 8, 8, 8, 8]
         parts, at = [], _HEADER.size
         for count, size in zip(counts, sizes, strict=True):
@@ -52,7 +58,19 @@ class StoredRow:
         if at != len(data):
             raise ValueError(f"{len(data)} bytes where the header tells {at}")
         events, ring, taken, served, rec_ids = parts
-        return cls(fingerprint, events, ring, taken, served, rec_ids, total, applied, seq, newest)
+        return cls(
+            fingerprint,
+            events,
+            ring,
+            taken,
+            served,
+            rec_ids,
+            total,
+            applied,
+            seq,
+            newest,
+            bool(flags & _POSTPONED_FLAG),
+        )
 
     def offsets(self) -> list[int]:
         """The source offsets of the events in the history."""
@@ -76,7 +94,7 @@ class Changelog:
         return {
             where: value
             for where, (_, value) in self.values.items()
-            if value is not None and where[1] != _SOURCE_KEY
+            if value is not None and where[1] not in _OWN_KEYS
         }
 
     def source_offset(self, partition: int) -> int:

@@ -40,6 +40,7 @@ class ExpectedUser:
     newest_ms: int = 0
     due_offset: int = -1  # of the newest event that made a list due; -1: none did
     due_visit_offset: int = -1
+    due_ms: int = 0  # time of the event at due_offset
     taken_ever: set[int] = field(default_factory=set)
 
 
@@ -50,9 +51,15 @@ class ExpectedState:
         self.users: dict[tuple[str, str, str], ExpectedUser] = {}
         self.deltas: dict[tuple[int, int], Delta] = {}  # partition, offset
         self.duplicates = 0
+        self.newest_ms = 0
         self._max_history = settings.max_history
         self._max_taken = settings.max_taken
         self._ring_size = settings.dedupe_ring
+        self._list_lifetime_ms = settings.list_lifetime_ms
+
+    def has_expired(self, user: ExpectedUser) -> bool:
+        """Whether the list due last may have been skipped: it would have expired by now."""
+        return user.due_ms + self._list_lifetime_ms <= self.newest_ms
 
     def apply(self, event: Event, partition: int, offset: int) -> None:
         """Take the next event of its partition."""
@@ -60,7 +67,7 @@ class ExpectedState:
         if user is None:
             user = self.users[event.user] = ExpectedUser(partition)
         if event.makes_due:
-            user.due_offset = offset
+            user.due_offset, user.due_ms = offset, event.time_ms
             if event.role.role == "visit":
                 user.due_visit_offset = offset
         user.applied_offset = offset
@@ -99,6 +106,7 @@ class ExpectedState:
         user.taken_ever.add(item)
         user.events_total += 1
         user.newest_ms = max(user.newest_ms, event.time_ms)
+        self.newest_ms = max(self.newest_ms, event.time_ms)
         weight = round(event.role.weight * _SIXTEENTHS) if event.role.role == "positive" else 0
         self.deltas[partition, offset] = Delta(event.item_id, previous, event.time_ms, weight)
 

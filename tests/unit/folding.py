@@ -37,6 +37,7 @@ class Tp:
 class RecordSlice:
     tp: Tp
     records: Sequence[Record]
+    behind: int = 0
 
 
 def partition_of(key: str) -> int:

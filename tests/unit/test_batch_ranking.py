@@ -15,10 +15,11 @@ from folding import FINGERPRINT, PARTITIONS, RecordSlice, Tp, partition_of, reco
 from statistics_strategies import START_MS, Counted, deltas_of, statistics_of
 
 from export.items import item_hash
-from stream.agents import BatchProcessor
+from stream.agents import BatchProcessor, TableRows
 from stream.catalogue import Catalogue
 from stream.history import HistoryEvent, RowLimits, UserRow, hash64
 from stream.ranker import RankedLists, StatisticsRanker
+from stream.refresh_control import RefreshControl
 from stream.requests import LiveTensors, RankRequests
 from stream.settings import Settings
 from stream.state import Folder
@@ -82,7 +83,13 @@ def processed(max_rank_batch: int, is_replaced: bool) -> list[dict[str, Any]]:
     )
     folder = Folder(settings, "user-events", PARTITIONS, FINGERPRINT, live.index.hash_of)
     processor = BatchProcessor(
-        settings, folder, rows, live, send_records, lambda partition: (b"source", b"")
+        settings,
+        folder,
+        RefreshControl(settings, lambda partition: iter(()), FINGERPRINT),
+        rows,
+        live,
+        send_records,
+        TableRows(lambda offset: (b"source", b""), lambda has: (b"postponed", b"")),
     )
     visits = [record(n + 1, user_id=user, type="visit") for n, user in enumerate(USERS)]
 

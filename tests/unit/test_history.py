@@ -62,7 +62,7 @@ def folded(events: Iterable[HistoryEvent], limits: RowLimits = RowLimits()) -> U
 @given(history_events(), hashes, st.integers(0, 2**63), st.binary(min_size=8, max_size=8))
 def test_a_stored_row_comes_back_as_it_was(events, digest, seq, rec_id):
     row = folded(events, RowLimits(max_history=5, max_taken=3, dedupe_ring=4))
-    row.seq, row.interests_digest, row.next_due_ms = seq, digest, 17
+    row.seq, row.interests_digest, row.list_ms = seq, digest, 17
     row.served_list(rec_id, np.arange(30, dtype=np.uint64))
 
     back = UserRow.decode(row.encode(), FINGERPRINT)
@@ -91,7 +91,7 @@ def golden_row() -> UserRow:
             limits,
         )
     row.seq = 42
-    row.next_due_ms = 1_700_000_999_999
+    row.list_ms = 1_700_000_999_999
     row.interests_digest = 0xFEDCBA9876543210
     row.served_list(b"rec-id-1", np.array([7, 8, 9], dtype=np.uint64))
     row.served_list(b"rec-id-2", np.array([10, 11], dtype=np.uint64))

@@ -1,0 +1,273 @@
+"""Lists that wait are made later, the newest first, and none is forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from folding import FINGERPRINT, NOW_MS, RecordSlice, Store, Tp, partition_of, record
+
+from export.items import item_hash
+from stream import waiting_lists
+from stream.refresh_control import CATCH_UP_USERS, RefreshControl
+from stream.settings import Settings
+from stream.state import FoldedBatch, TouchedUser
+
+START_MS = NOW_MS - 10_000
+#: Users of one partition.
+USERS = [name for n in range(400) if partition_of(name := f"user-{n}") == 0][:60]
+
+
+@dataclass
+class Clock:
+    now_s: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Worker:
+    """The steps of a batch that concern lists; what is ranked is noted instead of sent."""
+
+    settings: Settings = field(default_factory=Settings)
+    store: Store = field(init=False)
+    clock: Clock = field(default_factory=Clock)
+    flags: dict[int, bool] = field(default_factory=dict)
+    newest_ms: int = 0
+    offset: int = 0
+    ranked: list[str] = field(default_factory=list)
+    last: dict[str, TouchedUser] = field(default_factory=dict)  # of each user who was ranked
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.settings)
+        self.start()
+
+    def start(self) -> None:
+        """As after a restart with the disk kept."""
+        self.control = RefreshControl(self.settings, self.rows, FINGERPRINT, self.clock)
+        self.control.assigned({0: self.flags.get(0, False)})
+
+    def rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
+        rows = list(self.store.rows.items())
+        return iter([(key, data) for (at, key), data in rows if at == partition])
+
+    def batch(
+        self, *users: str, kind: str = "click", behind: int = 0, seconds: float = 0.1
+    ) -> None:
+        """A batch with an event of each of these users, and so many records behind it."""
+        first, self.offset = self.offset, self.offset + len(users)
+        records = [
+            record(
+                first + n,
+                user_id=user,
+                type=kind,
+                event_id=f"event-{first + n:06d}",
+                event_time=START_MS + self.newest_ms,
+            )
+            for n, user in enumerate(users)
+        ]
+        self.newest_ms += 1
+        slices = [RecordSlice(Tp(0), records, behind)]
+        self.control.backlog.arrived(slices)
+        self.finish(self.store.fold_slices(slices), len(records), seconds)
+
+    def idle(self) -> None:
+        self.control.backlog.arrived([])
+        self.control.look_for_postponed()
+        self.finish(FoldedBatch(), 0, 0.0)
+
+    def idle_until_all_is_ranked(self) -> None:
+        for _ in range(1000):
+            if self.control.idle_s() is None:
+                return
+            self.idle()
+        raise AssertionError("there is always something to do")
+
+    def finish(self, batch: FoldedBatch, records: int, seconds: float) -> None:
+        self.control.select(batch, START_MS + self.newest_ms, self.store.read)
+        due = [user for user in batch.users.values() if user.is_due]
+        self.last |= {user.owner: user for user in due}
+        for user in due:
+            user.row.is_postponed = False
+            user.row.list_ms = user.request_ms
+            user.is_changed = True
+        self.flags |= self.control.changed_flags(batch)
+        for user in batch.users.values():
+            if user.is_changed:
+                self.store.rows[user.partition, user.key] = user.row.encode()
+        self.control.done(batch, records, seconds)
+        self.ranked += [user.owner for user in due]
+
+    def postponed(self) -> set[str]:
+        return {user for user in USERS if self.has(user) and self.store.row(user).is_postponed}
+
+    def has(self, user: str) -> bool:
+        return (0, b"default\x1fu\x1f" + user.encode()) in self.store.rows
+
+
+def behind_with(worker: Worker, users: list[str]) -> None:
+    """Let lists of these users be postponed, each user's newer than the one's before."""
+    worker.batch(USERS[-1], seconds=1.0)
+    for user in users:
+        worker.batch(user, behind=100_000)
+    worker.ranked.clear()
+
+
+def test_lists_wait_while_the_worker_is_behind_and_come_newest_first():
+    worker = Worker()
+    behind_with(worker, USERS[:40])
+    assert worker.postponed() == set(USERS[:40])
+    assert worker.flags == {0: True}
+
+    worker.idle_until_all_is_ranked()
+
+    assert worker.ranked[:CATCH_UP_USERS] == USERS[39 : 39 - CATCH_UP_USERS : -1]
+    assert sorted(worker.ranked) == sorted(USERS[:40])
+    assert worker.postponed() == set()
+    assert worker.flags == {0: False}
+
+
+def test_a_user_with_many_postponed_events_gets_one_list_that_names_the_visit():
+    worker = Worker()
+    worker.batch(USERS[-1], seconds=1.0)
+    worker.batch(USERS[0], behind=100_000)
+    worker.batch(USERS[0], kind="visit", behind=100_000)
+    worker.batch(USERS[0], USERS[0], behind=100_000)
+    worker.ranked.clear()
+
+    worker.idle()
+
+    assert worker.ranked.count(USERS[0]) == 1
+    assert worker.last[USERS[0]].reason == "visit"
+    assert worker.last[USERS[0]].coalesced == 4
+
+
+def test_lists_do_not_wait_while_little_is_behind():
+    worker = Worker()
+    worker.batch(USERS[0], behind=100_000, seconds=1.0)  # how long a record takes is not known yet
+    worker.batch(USERS[1], behind=0)
+    assert worker.ranked == USERS[:2]
+
+    worker.batch(USERS[2], behind=2)  # a record takes more than half a second
+    assert worker.postponed() == {USERS[2]}
+
+    worker.batch(USERS[3], behind=worker.settings.batch_records)  # the last batch but one
+    assert worker.ranked[2:] == [USERS[3], USERS[2]]
+
+
+def test_while_events_come_the_waiting_are_ranked_with_them():
+    worker = Worker()
+    behind_with(worker, USERS[:5])
+
+    worker.batch(USERS[50])
+
+    assert worker.ranked == [USERS[50], *USERS[4::-1]]
+
+
+def test_a_list_that_would_have_expired_is_skipped():
+    worker = Worker(Settings(list_lifetime_ms=10))
+    behind_with(worker, USERS[:3])
+    worker.newest_ms += 8  # now the first two would have expired
+
+    worker.idle()
+
+    assert worker.ranked == [USERS[2]]
+    assert worker.postponed() == set()
+
+
+def test_after_a_restart_postponed_lists_are_found_on_disk():
+    worker = Worker()
+    behind_with(worker, USERS[:30])
+
+    worker.start()
+    worker.idle_until_all_is_ranked()
+
+    assert sorted(worker.ranked) == sorted(USERS[:30])
+    assert worker.last[USERS[0]].reason == "backfill"
+    assert worker.flags == {0: False}
+
+
+def test_of_too_many_the_oldest_are_let_go_of_and_found_on_disk(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(waiting_lists, "MAX_POSTPONED", 10)
+    worker = Worker()
+    behind_with(worker, USERS[:50])
+    assert len(worker.control._waiting) <= 10
+
+    worker.idle_until_all_is_ranked()
+
+    assert sorted(worker.ranked) == sorted(USERS[:50])
+    assert worker.ranked[0] == USERS[49]
+
+
+def test_the_order_kept_beside_the_lists_does_not_grow_with_a_hot_user():
+    worker = Worker()
+    behind_with(worker, USERS[:2])
+    waiting = worker.control._waiting
+
+    for number in range(3 * waiting_lists._SPARE_ENTRIES):
+        waiting.put(TouchedUser(b"k", "k", True, "default", 0, None, request_ms=number), 0.0)
+
+    assert len(waiting._delayed) + len(waiting._ready) <= waiting_lists._SPARE_ENTRIES + 10
+
+
+class TestDebounce:
+    def test_an_events_list_waits_until_the_last_one_is_old_enough(self):
+        worker = Worker(Settings(refresh_debounce_ms=5000))
+        worker.batch(USERS[0])
+        for _ in range(3):
+            worker.batch(USERS[0])
+
+        assert worker.ranked == [USERS[0]]
+        assert worker.control.idle_s() == pytest.approx(5, abs=0.01)
+
+        worker.clock.now_s += 5
+        worker.idle()
+
+        assert worker.ranked == [USERS[0]] * 2
+        assert worker.last[USERS[0]].coalesced == 3
+
+    def test_a_visit_does_not_wait_and_answers_what_waited(self):
+        worker = Worker(Settings(refresh_debounce_ms=5000))
+        worker.batch(USERS[0])
+        worker.batch(USERS[0])
+        worker.batch(USERS[0], kind="visit")
+        assert worker.ranked == [USERS[0]] * 2
+
+        worker.clock.now_s += 60
+        worker.idle()
+
+        assert worker.ranked == [USERS[0]] * 2
+        assert worker.control.idle_s() is None
+
+    def test_without_it_nothing_waits(self):
+        worker = Worker()
+        for _ in range(3):
+            worker.batch(USERS[0])
+
+        assert worker.ranked == [USERS[0]] * 3
+
+
+class TestSmallestChange:
+    @staticmethod
+    def is_sent(change: float, new: int, reason: str = "event") -> bool:
+        worker = Worker(Settings(refresh_min_change=change))
+        worker.batch(USERS[0])
+        hashes = np.array([item_hash(f"item-{n}") for n in range(60)], dtype=np.uint64)
+        user = worker.last[USERS[0]]
+        user.reason = reason
+        user.row.served_list(b"rec-id-1", hashes[:50])
+        return worker.control.is_worth_sending(user, hashes[new : new + 50])
+
+    def test_a_list_with_too_few_new_items_is_not_sent(self):
+        assert not self.is_sent(0.2, new=0)
+        assert not self.is_sent(0.2, new=3)
+
+    def test_a_list_with_enough_new_items_is_sent(self):
+        assert self.is_sent(0.2, new=4)
+        assert self.is_sent(0.0, new=0)
+
+    def test_a_visit_is_always_answered(self):
+        assert self.is_sent(1.0, new=0, reason="visit")
