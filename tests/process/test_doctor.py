@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import time
@@ -11,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from engine import Engine, driftline, event
 from kafka_cluster import Broker
 
-from export.catalogue import ReleaseCatalogue
-from export.manifest import CatalogueReference, FileEntry, Lineage, Manifest
+from export.manifest import file_entry
 from export.registry import Registry
 from export.release import Release
+from stream.demo.release import BUNDLED_REGISTRY
 from stream.partitioner import partitions_of
 
 PARTITIONS = 8
@@ -57,30 +59,9 @@ def clicks(count: int, **fields: object) -> list[tuple[bytes, bytes]]:
 
 
 def release_of(engine: Engine) -> Release:
-    """A release whose files are what its manifest says."""
-
-    def fill(folder: Path) -> None:
-        for name in ("model.onnx", "item_tower.onnx", "golden.npz"):
-            (folder / name).write_bytes(name.encode())
-        catalogue = ReleaseCatalogue(["a", "b"], [], ["", "click"])
-        (folder / "catalogue.json").write_bytes(msgspec.json.encode(catalogue))
-
-    def manifest(version: int, files: dict[str, FileEntry]) -> Manifest:
-        return Manifest(
-            schema="driftline.manifest/1",
-            name="driftline",
-            version=version,
-            created_at=1,
-            files=files,
-            inputs=[],
-            catalogue=CatalogueReference(files["catalogue.json"].sha256, 2),
-            lineage=Lineage({"user-events": {"0": (0, 9)}}, "1", "0", 1, None),
-            gates={},
-            opset=18,
-            precision="fp32",
-        )
-
-    return Registry(engine.registry).write("driftline", fill, manifest)
+    """The demo's release, in the engine's registry."""
+    shutil.copytree(BUNDLED_REGISTRY, engine.registry)
+    return Registry(engine.registry).open("driftline")
 
 
 def announce(engine: Engine, release: Release, sha256: str) -> None:
@@ -212,6 +193,25 @@ def test_a_damaged_release_is_named(engine: Engine) -> None:
 
     assert (code, found["registry"]["status"]) == (1, "fail")
     assert "model.onnx" in found["registry"]["said"] and "sha256" in found["registry"]["said"]
+
+
+def test_a_release_that_computes_something_else_is_named(engine: Engine) -> None:
+    release = release_of(engine)
+    golden = release.path / "golden.npz"
+    with np.load(golden) as arrays:
+        changed = dict(arrays)
+    changed["graph.out.scores"] = changed["graph.out.scores"] + 1
+    np.savez(golden, **changed)
+    manifest = msgspec.json.decode((release.path / "manifest.json").read_bytes())
+    entry = file_entry(golden)
+    manifest["files"]["golden.npz"] = {"sha256": entry.sha256, "bytes": entry.bytes}
+    (release.path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    announce(engine, release, file_entry(release.path / "manifest.json").sha256)
+
+    code, found = of(engine)
+
+    assert (code, found["registry"]["status"]) == (1, "fail")
+    assert "golden outputs" in found["registry"]["said"]
 
 
 def test_another_release_than_the_announced_one_is_named(engine: Engine) -> None:

@@ -116,7 +116,7 @@ def _reading_order(file: Path) -> tuple[int, str]:
 
 def _purpose(file: Path) -> str:
     doc = ast.get_docstring(ast.parse(file.read_text())) or ""
-    first = re.split(r"\.(?:\s|$)", doc.replace("\n", " "), maxsplit=1)[0].split(": `python")[0]
+    first = re.split(r"[.?](?:\s|$)", doc.replace("\n", " "), maxsplit=1)[0].split(": `python")[0]
     return first.strip()
 
 

@@ -100,6 +100,12 @@ def test_all_dependencies_are_explained():
         assert re.split(r"[<>=\[]", requirement)[0] in section
 
 
+def test_every_folder_of_tests_is_explained_to_contributors():
+    folders = [f.name for f in (ROOT / "tests").iterdir() if any(f.glob("test_*.py"))]
+
+    assert [name for name in folders if f"| `tests/{name}` |" not in CONTRIBUTING] == []
+
+
 def test_every_link_leads_to_a_file():
     links = re.findall(r"\]\(([^)#]+)\)", TEXT + CONTRIBUTING)
 
