@@ -67,9 +67,9 @@ def topics_table() -> str:
 
 
 def module_map() -> str:
-    """Every file of the packages with the first sentence of its docstring."""
+    """Every file of the packages and examples with the first sentence of its docstring."""
     lines = ["```"]
-    for package in ("stream", "export", "models"):
+    for package in ("stream", "export", "models", "examples"):
         folders = [ROOT / package, *sorted(p for p in (ROOT / package).iterdir() if p.is_dir())]
         for folder in folders:
             files = sorted(folder.glob("*.py"), key=_reading_order)
