@@ -16,8 +16,9 @@ from export.errors import DriftlineError
 from stream.kafka.batches import RecordBatch
 from stream.kafka.consumer import BatchConsumer
 
-#: While a rebalance or a recovery pauses the flow: until the next look whether it goes on.
-PAUSED_WAIT_S = 0.1
+#: Without events, so long until the next look whether there is other work: after a rebalance
+#: there may be.
+LOOK_S = 0.2
 
 
 class ConcurrentAgentError(DriftlineError):
@@ -37,8 +38,8 @@ class BatchStream(Stream):  # type: ignore[misc]
 
         A list is yielded when it has `max_records`, or `within_s` after its first slice was there;
         the slices of one partition are in offset order. It may be longer by one slice. It is empty
-        only where nothing came for as long as `idle_s` says when it is asked: the body has time
-        for other work, under the same protection as a batch. None: there is no such work.
+        only where nothing is there to be read and `idle_s` says that other work may be done (in so
+        many seconds; None: there is none): it is under the same protection as a batch.
 
         Guaranteed: a list is acked when the body asks for the next one, never before. If the body
         raises, it is not acked, and the worker ends; after its restart the list is read again.
@@ -51,11 +52,10 @@ class BatchStream(Stream):  # type: ignore[misc]
         consumer: BatchConsumer = self.app.consumer
         try:
             while not self.should_stop:
-                is_active = self.app.flow_control.is_active()
-                patience_s = idle_s() if is_active else PAUSED_WAIT_S
-                gathered = await self._gather(max_records, within_s, patience_s)
+                gathered = await self._gather(max_records, within_s, self._patience_s(idle_s))
                 batches = self._of_this_generation(gathered)
-                if bool(batches) != bool(gathered) or not self.app.flow_control.is_active():
+                is_idle = not gathered and idle_s() == 0
+                if not (batches or is_idle) or not self.app.flow_control.is_active():
                     continue
                 consumer.work_started(batches)
                 yield batches
@@ -71,13 +71,20 @@ class BatchStream(Stream):  # type: ignore[misc]
                 await self.stop()
                 self.service_reset()
 
+    def _patience_s(self, idle_s: Callable[[], float | None]) -> float:
+        """How long to wait for events before looking for other work."""
+        if not self.app.flow_control.is_active():
+            return LOOK_S
+        wait_s = idle_s()
+        return LOOK_S if wait_s is None else min(wait_s, LOOK_S)
+
     async def _gather(
-        self, max_records: int, within_s: float, idle_s: float | None
+        self, max_records: int, within_s: float, patience_s: float
     ) -> list[RecordBatch]:
         queue: ThrowableQueue = self.channel.queue
         consumer: BatchConsumer = self.app.consumer
         try:
-            async with asyncio.timeout(idle_s):
+            async with asyncio.timeout(patience_s):
                 batches: list[RecordBatch] = [await queue.get()]
         except TimeoutError:
             return []

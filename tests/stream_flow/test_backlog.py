@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from engine import Engine, event, wait_until
 from kafka_cluster import Broker
 
-USERS = 1000
+USERS = 2000
 EVENTS = 6_000
 
 
@@ -27,7 +28,7 @@ def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
 def test_after_a_backlog_each_user_gets_the_newest_list_though_the_worker_is_killed(
     engine: Engine, disk: str
 ) -> None:
-    """Every user has six events in the backlog, the last users the newest ones."""
+    """Every user has three events in the backlog, the last users the newest ones."""
     engine.send((b"first", event("first", n, item_id=f"item-{n}")) for n in range(100))
     worker = engine.worker().start(DRIFTLINE_POSTPONE_AFTER_MS="50")
     engine.wait_until_all_is_done()
@@ -40,7 +41,8 @@ def test_after_a_backlog_each_user_gets_the_newest_list_though_the_worker_is_kil
 
     worker.start(DRIFTLINE_POSTPONE_AFTER_MS="50")
     wait_until(engine.is_all_committed, lambda: f"the backlog is folded; {engine.logs()}", 120)
-    assert engine.has_postponed(), "all lists were sent at once: nothing was postponed"
+    worker.process.send_signal(signal.SIGSTOP)
+    assert engine.has_postponed(), "all lists have been sent: nothing was postponed"
     worker.kill()
     if disk == "wiped":
         shutil.rmtree(worker.data_dir)
