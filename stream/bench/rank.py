@@ -2,7 +2,8 @@
 
 In process and without a broker. What the worker adds to the graph is laid out by step: columns of
 the users (`requests`), the call with its copies to and from the device beyond the graph (`call`),
-equal scores put in order (`order`), lists, decisions and interests as bytes (`messages`).
+equal scores put in order (`order`), reasons, and lists, decisions and interests as bytes
+(`messages`).
 """
 
 from __future__ import annotations
