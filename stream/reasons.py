@@ -56,10 +56,10 @@ class ListReasons:
         reasons = {code: self._reason(user, code) for code in set(codes)}
         found = [reasons[code] for code in codes]
         if _INTEREST in reasons:
-            shared = self._newest_categories(user)
+            taken = self.history_rows[user, : self.history_length[user]][::-1].tolist()
             for place, row in enumerate(self.rows[user, :length].tolist()):
                 if codes[place] == _INTEREST:
-                    found[place] = self._interest(row, shared)
+                    found[place] = _interest(row, taken, self.catalogue)
         return found
 
     def _reason(self, user: int, code: int) -> Reason:
@@ -72,20 +72,16 @@ class ListReasons:
             items.append(self.item_ids[recent[place - 1]])
         return Reason("because_item", items)
 
-    def _newest_categories(self, user: int) -> dict[str, int]:
-        """Category -> place in the history of the newest item of that category."""
-        history = self.history_rows[user, : self.history_length[user]].tolist()
-        return {
-            category: place
-            for place, row in enumerate(history)
-            for category in self.catalogue.categories_of(row)
-        }
 
-    def _interest(self, row: int, newest: dict[str, int]) -> Reason:
-        shared = [c for c in self.catalogue.categories_of(row) if c in newest]
-        if not shared:
-            return Reason("interest")
-        return Reason("interest", text=max(shared, key=newest.__getitem__))
+def _interest(row: int, taken: list[int], catalogue: CatalogueColumns) -> Reason:
+    """The first of an item's categories that the newest taken item (first) with any of them has."""
+    categories = catalogue.categories_of(row)
+    for other in taken if categories else ():
+        others = catalogue.categories_of(other)
+        for category in categories:
+            if category in others:
+                return Reason("interest", text=category)
+    return Reason("interest")
 
 
 def reasons_of(
@@ -126,16 +122,16 @@ def _link_weights(
     first = np.arange(users)[:, None] * size
     place_of = np.zeros(users * size, dtype=np.int16)  # place + 1 in the list, 0 where not listed
     place_of[first + listed] = np.arange(1, k + 1, dtype=np.int16)
-    places = place_of[first + requests.chain_rows]  # [B, K]
-    user, entry = np.nonzero(places)
+    places = place_of[first + requests.chain_rows].ravel()  # [B * K]
+    at = np.flatnonzero(places > 0)
+    user, entry = np.divmod(at, requests.chain_rows.shape[1])
     is_link = entry < origins.ends[user, -1]  # the others are padding
-    user, entry = user[is_link], entry[is_link]
+    at, user, entry = at[is_link], user[is_link], entry[is_link]
     recent = (origins.ends[user] <= entry[:, None]).sum(axis=1)
     recent = origins.first_places[user, recent]
-    flat = (user * k + places[user, entry] - 1) * depth + recent
-    weights = requests.chain_weights[0][user, entry].astype(np.float64)
+    flat = (user * k + places[at] - 1) * depth + recent
     summed = np.zeros(users * k * depth)
-    np.add.at(summed, flat, weights)
+    np.add.at(summed, flat, requests.chain_weights[0].ravel()[at].astype(np.float64))
     return summed.reshape((users, k, depth))
 
 
