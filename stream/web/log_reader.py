@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from mode import Service
 
@@ -20,7 +21,7 @@ from export.errors import DriftlineError
 from stream.kafka.pacing import pace_empty_fetches
 
 #: Records taken in one go, so that viewers are served in between.
-_CHUNK = 500
+_CHUNK = 100
 #: Between two looks for a topic that was not there.
 _LOOK_AGAIN_S = 3.0
 _START_TIMEOUT_S = 20.0
@@ -100,13 +101,9 @@ class LogReader(Service):  # type: ignore[misc]
         """Read what is there of the missing topics from their newest records on."""
         self._looked_at = asyncio.get_running_loop().time()
         there = self._missing & set(await self.consumer.topics())
-        new = [
-            TopicPartition(topic, number)
-            for topic in sorted(there)
-            for number in sorted(self.consumer.partitions_for_topic(topic) or ())
-        ]
-        if not new:
+        if not there:
             return
+        new = await self._partitions(sorted(there))
         begins = await self.consumer.beginning_offsets(new)
         ends = await self.consumer.end_offsets(new)
         for tp in new:
@@ -118,6 +115,20 @@ class LogReader(Service):  # type: ignore[misc]
         for tp, position in self._positions.items():
             self.consumer.seek(tp, position)
         self._missing -= there
+
+    async def _partitions(self, topics: list[str]) -> list[TopicPartition]:
+        """The partitions of topics that are there: the consumer knows those it reads only."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+        try:
+            await admin.start()
+            told = await admin.describe_topics(topics)
+        finally:
+            await admin.close()
+        return [
+            TopicPartition(topic["topic"], partition["partition"])
+            for topic in told
+            for partition in topic["partitions"]
+        ]
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _read(self) -> None:

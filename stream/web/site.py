@@ -176,7 +176,7 @@ class Site:
             await self._sender.send(event)
         except NotSentError as error:
             return _json({"error": f"Kafka did not take the event: {error}"}, 503)
-        return _json({"event_id": event_id}, 202)
+        return _json({"event_id": event_id, "event_time": event.event_time}, 202)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         visitor = visitor_of(request.cookies.get(COOKIE)) or ""

@@ -43,6 +43,7 @@ class ShownList(Struct, frozen=True):
     seq: int
     event_id: str | None  # the event that made it due
     generated_at: int
+    request_time: int | None  # of the newest event that it knows
     release: str
     places: list[Place]
 
@@ -166,6 +167,7 @@ def shown_list(picture: Picture, found: Recommendation) -> ShownList:
         found.seq,
         None if found.trigger.event_id is UNSET else found.trigger.event_id,
         found.generated_at,
+        None if found.request_time is UNSET else found.request_time,
         f"{found.release.name}/{found.release.version}",
         places(picture, found.items),
     )

@@ -88,9 +88,12 @@ async function send(path, body, what) {
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ event_id, ...body }),
   }).catch(() => null);
-  if (answer?.ok) return;
-  waiting.delete(event_id);
   const told = await answer?.json().catch(() => null);
+  if (answer?.ok) {
+    if (waiting.has(event_id)) waiting.get(event_id).event_time = told.event_time;
+    return;
+  }
+  waiting.delete(event_id);
   byId("list-sub").textContent = told?.error ?? "The click could not be sent.";
 }
 
@@ -108,13 +111,13 @@ export function take(told) {
   if (list && shown && list.seq === shown.seq && list.rec_id === shown.rec_id) return;
   const places = list ? list.places : told.trending;
   draw(places, list);
-  const begun = list && waiting.get(list.event_id);
+  const begun = list && answered(list);
   if (begun) {
     const ms = performance.now() - begun.at;
     for (const [id, { at }] of waiting) if (at <= begun.at) waiting.delete(id);
     byId("after-ms").textContent = milliseconds(ms);
     byId("after").dataset.ms = ms.toFixed(1);
-    byId("after").dataset.event = list.event_id;
+    byId("after").dataset.seq = list.seq;
     byId("after-what").textContent = `after ${begun.what}`;
     byId("after").hidden = false;
     byId("said").textContent = `New list ${milliseconds(ms)} after ${begun.what}. First: ${places[0]?.item.title ?? "nothing"}.`;
@@ -126,6 +129,12 @@ export function take(told) {
   const raw = byId("your-raw");
   raw.hidden = !list;
   if (list) raw.href = `/raw/${encodeURIComponent(list.rec_id)}`;
+}
+
+/** The click that a list answers: the one it names, else the newest that it knows. */
+function answered(list) {
+  const known = [...waiting.values()].filter(({ event_time }) => event_time <= list.request_time);
+  return waiting.get(list.event_id) ?? known.at(-1);
 }
 
 function draw(places, list) {
