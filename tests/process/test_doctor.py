@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 from engine import Engine, driftline, event
 from kafka_cluster import Broker
@@ -46,6 +47,11 @@ def of(engine: Engine, *options: object, **environment: str) -> tuple[int, dict[
     """What it says of an engine."""
     data = ["--data-dir", engine.home / "data"]
     return examined(*engine.options, *data, *options, **environment)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def now_ms() -> int:
@@ -82,11 +88,12 @@ def announce(engine: Engine, release: Release, sha256: str) -> None:
 def test_an_engine_that_serves_is_in_order(engine: Engine) -> None:
     release = release_of(engine)
     engine.send(clicks(50))
-    engine.worker().start()
+    port = free_port()
+    engine.worker().start(DRIFTLINE_METRICS_PORT=str(port))
     engine.wait_until_all_is_done()
     announce(engine, release, release.sha256)
 
-    code, found = of(engine)
+    code, found = of(engine, "--metrics-port", port)
 
     assert code == 0, found
     assert {name: check["status"] for name, check in found.items()} == dict.fromkeys(
@@ -96,6 +103,7 @@ def test_an_engine_that_serves_is_in_order(engine: Engine) -> None:
         ],
         "ok",
     )
+    assert "a worker answers" in found["ports"]["said"]
     assert "1 member, 0 events behind" in found["group"]["said"]
     assert "driftline/1 is live" in found["registry"]["said"]
 
@@ -272,6 +280,17 @@ def test_both_runtimes_at_once_are_named(tmp_path: Path) -> None:
     assert code == 1
     assert found["packages"]["status"] == "fail"
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in found["packages"]["advice"]
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="ONNX Runtime offers CUDA here",
+)
+def test_a_device_that_is_not_there_is_named() -> None:
+    code, found = examined("--bootstrap", "127.0.0.1:1", "--device", "cuda")
+
+    assert (code, found["provider"]["status"]) == (1, "fail")
+    assert "CUDAExecutionProvider" in found["provider"]["said"]
 
 
 def test_wrong_use_is_told_apart_from_a_fault() -> None:
