@@ -268,7 +268,7 @@ def sample(bootstrap: str | None, clicks: int, pace_s: float) -> None:
     help="New folder for all files, kept at the end; default a temporary one.",
 )
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=0, help="Of the page; default 8080 if free."
+    "--port", type=click.IntRange(0, 65_535), default=0, help="Of the page; default a free one."
 )
 @click.option("--page/--no-page", "has_page", default=True, help="Whether the live page is shown.")
 @click.option("--open", "opens_browser", is_flag=True, help="Open the page in a browser.")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import time
 import urllib.request
 import webbrowser
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +34,6 @@ from stream.settings import Settings
 
 #: A busy machine takes its time to start a process.
 _PAGE_PATIENCE_S = 60.0
-_PAGE_PORT = 8080
 
 
 class DemoError(DriftlineError):
@@ -48,7 +49,7 @@ class DemoPlan:
     data: tuple[str, Path] | None = None  # format and path, instead of simulated users
     crowd: CrowdSettings = field(default_factory=CrowdSettings)
     rate: float = 2.0  # events a second
-    port: int = 0  # of the page; 0: 8080, or a free one
+    port: int = 0  # of the page; 0: one that is free
     has_page: bool = True
     opens_browser: bool = False
 
@@ -80,29 +81,19 @@ def _run(plan: DemoPlan, folder: Path, stack: contextlib.ExitStack, say: Say) ->
         _release(settings, producer, say)
     worker_log = folder / "worker.log"
     worker = stack.enter_context(running(worker_command(settings), worker_log))
-    page, url = None, ""
-    if plan.has_page:
-        port = free_port(plan.port or _PAGE_PORT)
-        if plan.port and port != plan.port:
-            raise DemoError(
-                f"wanted port {plan.port} of 127.0.0.1 for the page, but somebody listens on it; "
-                "name another --port, or none"
-            )
-        url = f"http://127.0.0.1:{port}/"
-        page = stack.enter_context(running(page_command(settings, port), folder / "page.log"))
+    page = stack.enter_context(_page(plan, settings, folder)) if plan.has_page else None
     show = stack.enter_context(Show.connected(settings, producer, player, worker, say))
     show.send_past()
     show.wait_for_first_list()
     say(f"list     {_process_age_s():5.1f} s  from the command to the first list of a visit")
-    if page is not None:
-        _wait_for_page(page, url, say)
-        if plan.opens_browser:
-            webbrowser.open(url)
+    url = _url_once_it_answers(page, say) if page else ""
+    if url and plan.opens_browser:
+        webbrowser.open(url)
     say(f"ready    {_process_age_s():5.1f} s  from the command\n")
-    if page is not None:
+    if url:
         say(f"  {url}\n")
     say(f"Users act until Ctrl-C. Kill the worker, `kill -9 {worker.pid}`: it is started again.")
-    show.go_on(plan.rate, [child for child in (page,) if child is not None])
+    show.go_on(plan.rate, [page] if page else [])
 
 
 def _player(plan: DemoPlan) -> Player:
@@ -164,14 +155,28 @@ def _release(settings: Settings, producer: KafkaProducer, say: Say) -> None:
     say(f"release  {since(begun)}  {release.name}/{release.version}, its checksums are right")
 
 
-def _wait_for_page(page: Child, url: str, say: Say) -> None:
+def _page(plan: DemoPlan, settings: Settings, folder: Path) -> AbstractContextManager[Child]:
+    """The page as a process, on the port of the plan or on one that it finds."""
+    if plan.port and free_port(plan.port) != plan.port:
+        raise DemoError(
+            f"wanted port {plan.port} of 127.0.0.1 for the page, but somebody listens on it; "
+            "name another --port, or none"
+        )
+    return running(page_command(settings, plan.port), folder / "page.log")
+
+
+def _url_once_it_answers(page: Child, say: Say) -> str:
+    """Where the page is, as it says itself; a page that is started again stays there."""
     begun = time.perf_counter()
     while time.perf_counter() - begun < _PAGE_PATIENCE_S and page.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url + "healthz", timeout=2):
-            say(f"page     {since(begun)}  more, until it answers")
-            return
+        told = re.search(r"http://127\.0\.0\.1:(\d+)/", page.log_end())
+        with contextlib.suppress(OSError):
+            if told is not None and urllib.request.urlopen(told[0] + "healthz", timeout=2):
+                page.command[-1] = told[1]
+                say(f"page     {since(begun)}  more, until it answers")
+                return told[0]
         time.sleep(0.1)
-    raise DemoError(f"the page does not answer at {url}. Its log:\n{page.log_end()}")
+    raise DemoError(f"the page does not answer. Its log:\n{page.log_end()}")
 
 
 def _process_age_s() -> float:

@@ -61,7 +61,7 @@ def worker_command(settings: Settings) -> list[str]:
 
 
 def page_command(settings: Settings, port: int) -> list[str]:
-    """`driftline page` with these settings, on a port of 127.0.0.1."""
+    """`driftline page` with these settings, on a port of 127.0.0.1; its last word is the port."""
     return [*_COMMAND, "page", *_options(settings, _PAGE_SETTINGS), "--port", str(port)]
 
 

@@ -28,6 +28,8 @@ _LOOK_S = 0.02
 _RESTART_AFTER_S = 1.0
 _HASTY_S, _HASTY_DEATHS = 10.0, 3
 _STATUS_EVERY_S = 30.0
+#: Between two visits while the first list has not come yet.
+_FIRST_ACTS_S = 1.0
 #: Delays of the newest lists, for the line that says how fast they are.
 _DELAYS = 500
 #: Events without a list that are remembered: those of one batch of a user share one.
@@ -87,14 +89,16 @@ class Show:
 
     def wait_for_first_list(self) -> None:
         """Users act until the first of their lists is there; raises ShowError if none comes."""
-        begun = time.perf_counter()
+        begun = act_at = time.perf_counter()
         while not self._answers:
             if self._worker.poll() is not None:
                 raise ShowError(f"the worker ended. Its log:\n{self._worker.log_end()}")
             if time.perf_counter() - begun > _FIRST_LIST_PATIENCE_S:
                 raise ShowError(f"no list came. The worker's log:\n{self._worker.log_end()}")
-            if not self._acts:
+            # not once alone: an engine that has counted nothing yet has nothing to list
+            if time.perf_counter() >= act_at:
                 self._act()
+                act_at = time.perf_counter() + _FIRST_ACTS_S
             self._look()
             time.sleep(_LOOK_S)
         self._say(
