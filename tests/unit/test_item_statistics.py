@@ -21,19 +21,17 @@ from statistics_strategies import (
     statistics_of,
 )
 
+from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
 from export.items import item_hash
 from export.statistics import (
     CHAIN_DEPTH,
-    CHAIN_EPOCHS,
     DAY_MS,
-    EPOCH_HALF_LIVES,
     POPULARITY_EPOCHS,
     DecayedCounts,
     ItemStatistics,
     StatisticsSettings,
-    Transitions,
-    epochs_and_weights,
 )
+from export.transitions import CHAIN_EPOCHS, SlotTable, Transitions
 
 #: What the newest and the oldest time of a step differ by: 2^(1/4096) - 1.
 STEP = 1.8e-4
@@ -250,3 +248,33 @@ def test_before_the_first_event_nothing_is_popular_and_nothing_is_linked():
     assert statistics.chain([0])[1].shape == (2, 0)
     assert statistics.chain([])[1].shape == (2, 0)
     assert statistics.apply() == 0
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2**63 - 1) | st.integers(0, 300), max_size=400), max_size=8)
+)
+def test_a_slot_table_is_a_dictionary_of_keys_in_the_order_they_came(batches):
+    table, expected = SlotTable(), {}
+    for batch in batches:
+        keys = np.unique(np.array(batch, dtype=np.int64))
+        is_new_to_us = [key not in expected for key in keys.tolist()]
+        for key in keys.tolist():
+            expected.setdefault(key, len(expected))
+
+        slots, is_new = table.slots(keys)
+
+        assert slots.tolist() == [expected[key] for key in keys.tolist()]
+        assert is_new.tolist() == is_new_to_us
+    assert len(table) == len(expected)
+
+
+def test_a_slot_table_holds_keys_that_want_the_same_place():
+    table = SlotTable()
+    keys = np.arange(60_000, dtype=np.int64) << 32
+
+    slots, _ = table.slots(keys)
+    again, is_new = table.slots(keys)
+
+    assert np.array_equal(slots, np.arange(60_000))
+    assert np.array_equal(again, slots)
+    assert not is_new.any()

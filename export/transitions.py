@@ -1,0 +1,236 @@
+"""Count transitions between items: pairs of rows in columns, found through a hash table in numpy.
+
+There are about ten pairs for every event and millions in all. A dictionary costs a microsecond a
+pair and 200 bytes; here a batch's pairs are found, added and counted in a few array operations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
+from export.items import NO_ROW, Rows
+
+#: Epochs of transitions kept: with a half-life of 14 days at least 168 and at most 336 days.
+CHAIN_EPOCHS = 2
+#: The least common multiple of 1..CHAIN_DEPTH: 1/k of it is whole.
+_CHAIN_ONE = 60
+#: Marks an empty place of the table; a pair of rows is never negative.
+_EMPTY = np.int64(-1)
+#: 2^64 over the golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class SlotTable:
+    """Distinct keys >= 0 to slots 0, 1, 2, ...: open addressing, linear probing, a batch at a time.
+
+    At most half full, so that a key is found in about one and a half looks.
+    """
+
+    def __init__(self) -> None:
+        self._bits = 13
+        self._keys = np.full(1 << self._bits, _EMPTY)
+        self._slots = np.zeros(1 << self._bits, dtype=np.int64)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def slots(self, keys: Rows) -> tuple[Rows, NDArray[np.bool_]]:
+        """([P] the slots of distinct keys, [P] which of them are new).
+
+        New keys get the next slots, in the order in which they stand.
+        """
+        self._make_room(len(keys))
+        places = self._places(keys)
+        is_new = self._keys[places] == _EMPTY
+        slots = self._slots[places]
+        count = int(np.count_nonzero(is_new))
+        if count:
+            slots[is_new] = np.arange(self._count, self._count + count)
+            self._count += count
+            self._put(keys[is_new], slots[is_new], places[is_new])
+        return slots, is_new
+
+    def _places(self, keys: Rows) -> NDArray[np.int64]:
+        """[P] where each key stands, or the empty place where it would."""
+        mask = (1 << self._bits) - 1
+        places = ((keys.view(np.uint64) * _GOLDEN) >> np.uint64(64 - self._bits)).view(np.int64)
+        found = self._keys[places]
+        left = np.flatnonzero((found != keys) & (found != _EMPTY))
+        while len(left):
+            places[left] = (places[left] + 1) & mask
+            found = self._keys[places[left]]
+            left = left[(found != keys[left]) & (found != _EMPTY)]
+        return places
+
+    def _put(self, keys: Rows, slots: Rows, places: NDArray[np.int64]) -> None:
+        """Enter keys that are not there; of several that want one place, one gets it."""
+        while True:
+            self._keys[places] = keys
+            got = self._keys[places] == keys
+            self._slots[places[got]] = slots[got]
+            if got.all():
+                return
+            keys, slots = keys[~got], slots[~got]
+            places = self._places(keys)
+
+    def _make_room(self, count: int) -> None:
+        if 2 * (self._count + count) <= len(self._keys):
+            return
+        is_taken = self._keys != _EMPTY
+        keys, slots = self._keys[is_taken], self._slots[is_taken]
+        self._bits = int(4 * (self._count + count) - 1).bit_length()
+        self._keys = np.full(1 << self._bits, _EMPTY)
+        self._slots = np.zeros(1 << self._bits, dtype=np.int64)
+        self._put(keys, slots, self._places(keys))
+
+
+class Transitions:
+    """Weights between items that were taken one after another, lasting and decaying.
+
+    Both directions of a pair are kept. `lasting` counts every transition alike while its epoch is
+    kept, `decaying` halves it with every half-life.
+
+    A pair has a slot in the columns. The pairs of one item that are new in one batch have
+    consecutive slots; such runs of an item are linked, the newest first.
+    """
+
+    def __init__(self, half_life_ms: int) -> None:
+        self.half_life_ms = half_life_ms
+        self.newest_epoch = -(2**62)
+        self._clear(0)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def add(
+        self, items: Rows, previous: Rows, times_ms: NDArray[np.int64], weights: NDArray[np.int64]
+    ) -> Rows:
+        """Link [N] items with their [N, CHAIN_DEPTH] previous ones; returns the rows changed."""
+        epochs, decay = epochs_and_weights(times_ms, self.half_life_ms)
+        self._advance(int(epochs.max()))
+        linked = (previous != NO_ROW) & (previous != items[:, None])
+        linked &= ((epochs > self.newest_epoch - CHAIN_EPOCHS) & (weights > 0))[:, None]
+        event, distance = np.nonzero(linked)
+        if not len(event):
+            return event
+        before, after = previous[event, distance], items[event]
+        amount = (_CHAIN_ONE // (distance + 1)) * weights[event]
+        keys = np.concatenate([(before << 32) | after, (after << 32) | before])
+        columns = (amount, amount * decay[event], epochs[event] % CHAIN_EPOCHS)
+        amount, decayed, epoch = (np.tile(column, 2) for column in columns)
+        order = np.argsort(keys)
+        keys = keys[order]
+        is_first = np.concatenate([[True], keys[1:] != keys[:-1]])
+        distinct = keys[is_first]
+        slots = self._slots(distinct)[np.cumsum(is_first) - 1]
+        at = slots * CHAIN_EPOCHS + epoch[order]
+        np.add.at(self._lasting.reshape(-1), at, amount[order])
+        np.add.at(self._decaying.reshape(-1), at, decayed[order])
+        return _distinct(distinct >> 32)
+
+    def neighbours(self, row: int) -> tuple[Rows, NDArray[np.float64]]:
+        """([n] rows, [2, n] lasting and decaying weights) of all that is linked with an item."""
+        runs = []
+        run = int(self._newest_run[row]) if row < len(self._newest_run) else -1
+        while run >= 0:
+            begin, end, run = self._runs[run].tolist()
+            runs.append(np.arange(begin, end))
+        if not runs:
+            return np.zeros(0, dtype=np.int64), np.zeros((2, 0))
+        at = np.concatenate(runs)
+        lasting = self._lasting[at].sum(axis=1)
+        decaying = self._decaying[at] @ self._scales()
+        return self._keys[at] & 0xFFFFFFFF, np.stack([lasting.astype(np.float64), decaying])
+
+    def columns(self) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+        """All that is held: [P] from << 32 | to, [P, CHAIN_EPOCHS] lasting, the same decaying."""
+        size = len(self._table)
+        return self._keys[:size].copy(), self._lasting[:size].copy(), self._decaying[:size].copy()
+
+    def restore(
+        self, keys: Rows, lasting: NDArray[np.int64], decaying: NDArray[np.int64], epoch: int
+    ) -> None:
+        """Hold exactly these columns from now on."""
+        order = np.argsort(keys)
+        self.newest_epoch = epoch
+        self._clear(len(keys))
+        if len(keys):
+            self._slots(keys[order])
+        self._lasting[: len(keys)] = lasting[order]
+        self._decaying[: len(keys)] = decaying[order]
+
+    def _clear(self, size: int) -> None:
+        capacity = max(4096, 2 * size)
+        self._table = SlotTable()
+        self._keys = np.zeros(capacity, dtype=np.int64)  # from row << 32 | to row
+        # [slot, epoch modulo CHAIN_EPOCHS]
+        self._lasting = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
+        self._decaying = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
+        self._runs = np.zeros((1024, 3), dtype=np.int64)  # first slot, end, run before or -1
+        self._run_count = 0
+        self._newest_run = np.full(1024, -1, dtype=np.int64)  # of each row
+
+    def _slots(self, keys: Rows) -> Rows:
+        """[P] the slots of distinct keys in ascending order, new ones where they have none yet."""
+        first = len(self._table)
+        slots, is_new = self._table.slots(keys)
+        new = keys[is_new]
+        if len(new):
+            size = first + len(new)
+            self._keys = _grown(self._keys, size)
+            self._lasting = _grown(self._lasting, size)
+            self._decaying = _grown(self._decaying, size)
+            self._keys[first:size] = new
+            self._link(new >> 32, first)
+        return slots
+
+    def _link(self, rows: Rows, first: int) -> None:
+        """Put runs of new slots, which begin at `first`, before the older runs of their rows."""
+        begins = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+        of_row = rows[begins]
+        if int(of_row[-1]) >= len(self._newest_run):
+            self._newest_run = _grown(self._newest_run, int(of_row[-1]) + 1, -1)
+        runs = np.arange(self._run_count, self._run_count + len(begins))
+        self._run_count += len(begins)
+        self._runs = _grown(self._runs, self._run_count)
+        self._runs[runs, 0] = first + begins
+        self._runs[runs, 1] = first + np.append(begins[1:], len(rows))
+        self._runs[runs, 2] = self._newest_run[of_row]
+        self._newest_run[of_row] = runs
+
+    def _scales(self) -> NDArray[np.float64]:
+        """[CHAIN_EPOCHS] what a column of `_decaying` is worth as of the newest epoch."""
+        ages = (self.newest_epoch - np.arange(CHAIN_EPOCHS)) % CHAIN_EPOCHS
+        return 2.0 ** (-EPOCH_HALF_LIVES * ages.astype(np.float64))
+
+    def _advance(self, epoch: int) -> None:
+        """Move on to a newer epoch and forget the pairs that only forgotten epochs held."""
+        if epoch <= self.newest_epoch:
+            return
+        steps = min(epoch - self.newest_epoch, CHAIN_EPOCHS)
+        self.newest_epoch = epoch
+        if not len(self._table):
+            return
+        for step in range(steps):
+            self._lasting[:, (epoch - step) % CHAIN_EPOCHS] = 0
+            self._decaying[:, (epoch - step) % CHAIN_EPOCHS] = 0
+        keys, lasting, decaying = self.columns()
+        kept = lasting.any(axis=1)
+        self.restore(keys[kept], lasting[kept], decaying[kept], epoch)
+
+
+def _distinct(ascending: Rows) -> Rows:
+    """The distinct values of an ascending column."""
+    return ascending[np.concatenate([[True], ascending[1:] != ascending[:-1]])]
+
+
+def _grown(column: NDArray[np.int64], size: int, fill: int = 0) -> NDArray[np.int64]:
+    """The column, or where it is shorter than `size` a copy of twice that."""
+    if size <= len(column):
+        return column
+    grown = np.full((2 * size, *column.shape[1:]), fill, dtype=np.int64)
+    grown[: len(column)] = column
+    return grown
