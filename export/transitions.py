@@ -224,7 +224,8 @@ class Transitions:
 
 def _distinct(ascending: Rows) -> Rows:
     """The distinct values of an ascending column."""
-    return ascending[np.concatenate([[True], ascending[1:] != ascending[:-1]])]
+    distinct: Rows = ascending[np.concatenate([[True], ascending[1:] != ascending[:-1]])]
+    return distinct
 
 
 def _grown(column: NDArray[np.int64], size: int, fill: int = 0) -> NDArray[np.int64]:
