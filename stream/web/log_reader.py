@@ -18,6 +18,7 @@ from aiokafka.errors import KafkaError
 from mode import Service
 
 from export.errors import DriftlineError
+from stream.kafka.bounded import bound_fetches
 from stream.kafka.pacing import pace_empty_fetches
 
 #: Records taken in one go, so that viewers are served in between.
@@ -77,6 +78,7 @@ class LogReader(Service):  # type: ignore[misc]
             auto_offset_reset="earliest",
             isolation_level="read_committed",
         )
+        bound_fetches(self.consumer)
         await asyncio.wait_for(self.consumer.start(), _START_TIMEOUT_S)
         pace_empty_fetches(self.consumer)
         self._missing = set(self._readings)

@@ -68,7 +68,7 @@ class Picture:
     """Takes records of all topics, and holds what is shown.
 
     `on_list` is called with the key of every user whose newer list came. `now_ms` is the clock of
-    what is counted as it comes; records of the past are not counted as rates.
+    what is counted as it comes; records of the past count neither for rates nor for times.
     """
 
     def __init__(self, settings: Settings, now_ms: Callable[[], int]) -> None:
@@ -148,10 +148,9 @@ class Picture:
         key, role = key_of_event(event), self._settings.role_of(event.type)
         if key is None or role is None:
             return
-        if role.refreshes:
+        if role.refreshes and self.is_live:
             self.list_times.note_event(record.partition, record.offset, record.timestamp)
-            if self.is_live:
-                self.worker.note_events(self._now_ms())
+            self.worker.note_events(self._now_ms())
         user = self.users.touch(key)
         if role.role in ("positive", "negative", "visit"):
             user.add_event(event)

@@ -19,7 +19,7 @@ _SOURCES = {
 }
 _CODES = {
     "popular": "popular now",
-    "new_item": "new",
+    "new_item": "new in the catalogue",
     "interest": "your interest",
     "explore": "something to explore",
     "promotion": "promoted",

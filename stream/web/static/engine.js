@@ -112,9 +112,11 @@ function drawFlow() {
   const begin = Math.max(figures.events.findIndex((count) => count > 0), 0);
   const events = figures.events.slice(Math.min(begin, figures.events.length - MIN_SECONDS));
   const lists = figures.lists.slice(-events.length);
-  const most = Math.max(...events, ...lists, 4);
+  const ordered = [...events, ...lists].sort((a, b) => a - b);
+  const usual = ordered[Math.floor(0.96 * (ordered.length - 1))];
+  const most = Math.max(4, Math.min(ordered.at(-1), Math.ceil(1.5 * usual))); // a burst would flatten all
   const step = (width - left) / events.length;
-  const y = (count) => 6 + (1 - count / most) * (height - bottom - 6);
+  const y = (count) => 6 + (1 - Math.min(count / most, 1)) * (height - bottom - 6);
   const floor = y(0);
   const outline = events.map((count, at) => `L${(left + at * step).toFixed(1)} ${y(count).toFixed(1)}H${(left + (at + 1) * step).toFixed(1)}`).join("");
   const line = lists.map((count, at) => `${at ? "L" : "M"}${(left + (at + 0.5) * step).toFixed(1)} ${y(count).toFixed(1)}`).join("");
@@ -126,7 +128,7 @@ function drawFlow() {
       shape("line", { class: "axis", x1: left, x2: width, y1: floor, y2: floor }),
       shape("path", { class: "events", d: `M${left} ${floor}${outline}V${floor}Z` }),
       shape("path", { class: "lists", d: line }),
-      shape("text", { x: left - 6, y: 14, "text-anchor": "end", text: most }),
+      shape("text", { x: left - 6, y: 14, "text-anchor": "end", text: ordered.at(-1) > most ? `≥${most}` : most }),
       shape("text", { x: left - 6, y: floor + 4, "text-anchor": "end", text: "0" }),
       shape("text", { x: left, y: height - 3, text: `${duration(1000 * events.length)} ago` }),
       shape("text", { x: width, y: height - 3, "text-anchor": "end", text: "now" }),
