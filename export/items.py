@@ -7,6 +7,7 @@ training. Arrays in memory are indexed by dense rows, given in the order in whic
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -82,5 +83,5 @@ class ItemIndex:
         known = self._row_of_hash
         values = hashes.tolist() if isinstance(hashes, np.ndarray) else hashes
         return np.fromiter(
-            (known.get(value, NO_ROW) for value in values), dtype=np.int64, count=len(values)
+            map(known.get, values, itertools.repeat(NO_ROW)), dtype=np.int64, count=len(values)
         )

@@ -229,7 +229,8 @@ class UserRow:
             self.events = events + packed
         self.events_total += 1
         self.applied_offset = offset
-        while len(self.events) > limits.max_history * _EVENT_BYTES:  # often where it was set lower
+        most = limits.max_history * _EVENT_BYTES
+        while len(self.events) > most:  # more than once where it was set lower
             self._drop_oldest(limits.max_taken)
         if limits.dedupe_ring:
             self.ring = (self.ring + event_hash)[-limits.dedupe_ring * _HASH_BYTES :]

@@ -131,9 +131,19 @@ class PartitionDeltas:
 
     offsets: list[int] = field(default_factory=list)
     items: list[str] = field(default_factory=list)
-    previous: list[list[int]] = field(default_factory=list)
+    previous: list[Sequence[int]] = field(default_factory=list)
     times_ms: list[int] = field(default_factory=list)
     weights: list[int] = field(default_factory=list)
+
+    def add(
+        self, offset: int, item: str, previous: Sequence[int], time_ms: int, weight: int
+    ) -> None:
+        """Put in one event; `previous` are hashes of the items before it, newest first."""
+        self.offsets.append(offset)
+        self.items.append(item)
+        self.previous.append(previous)
+        self.times_ms.append(time_ms)
+        self.weights.append(weight)
 
 
 @dataclass(slots=True)
@@ -156,6 +166,11 @@ class FoldedBatch:
     last_offsets: dict[int, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
+    def count(self, outcome: str, events: int) -> None:
+        """So many events ended like this."""
+        if events:
+            self.counts[outcome] += events
+
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
@@ -164,24 +179,27 @@ class _Kind:
     hash: int
     is_visit: bool
     is_kept: bool  # enters the history
+    counts: bool  # changes a state or makes a list due
     refreshes: bool
     weight: int  # in sixteenths
 
     @classmethod
     def of(cls, name: str, role: EventRole) -> _Kind:
         """What a type with this role does."""
+        is_kept = role.role in ("positive", "negative")
         return cls(
             hash32(name),
             role.role == "visit",
-            role.role in ("positive", "negative"),
+            is_kept,
+            is_kept or role.role == "visit",
             role.refreshes,
             round(role.weight * WEIGHT_ONE) if role.role == "positive" else 0,
         )
 
 
-#: A valid event with what folding it needs: record, event, kind, event time in ms, key of its row.
-#: A plain tuple: there is one for every event.
-_Accepted = tuple[Record, UserEvent, _Kind, int, bytes]
+#: A valid event with what folding it needs: offset, event, kind, event time in ms, key of its row,
+#: record. A plain tuple: there is one for every event.
+_Accepted = tuple[int, UserEvent, _Kind, int, bytes, Record]
 
 
 class Folder:
@@ -221,41 +239,41 @@ class Folder:
         accepted: dict[int, list[_Accepted]] = {}
         for piece in slices:  # 1. decode and validate
             partition = piece.tp.partition
-            events = accepted.setdefault(partition, [])
-            for record in piece.records:
-                event = self._accept(record, partition, batch)
-                if event is not None:
-                    events.append(event)
+            accepted.setdefault(partition, []).extend(self._accepted(piece, batch))
             batch.first_offsets.setdefault(partition, piece.records[0].offset)
             batch.last_offsets[partition] = piece.records[-1].offset
         for partition, events in accepted.items():
             rows = self._read(partition, events, read_rows)  # 2. read rows
-            for event in events:  # 3. fold
-                self._apply(event, partition, rows, batch)
+            self._fold_events(events, partition, rows, batch)  # 3. fold
         return batch
 
-    def _accept(self, record: Record, partition: int, batch: FoldedBatch) -> _Accepted | None:
-        """A record's event, or None after putting down why there is none."""
-        event = self._decode(record)
-        if isinstance(event, str):
-            letter = DeadLetter(
-                event, self._topic, partition, record.offset, record.key, record.value
-            )
-            batch.dead_letters.append(letter)
-            return None
-        key = record.key
-        is_known = event.user_id is not UNSET
-        owner = event.user_id if is_known else event.anonymous_id
-        assert key is not None and owner is not UNSET  # _decode refuses events without them
-        if key != (encoded := owner.encode()):
-            batch.misrouted.append(Misrouted(encoded, record.value or b""))
-            return None
-        kind = self._kinds.get(event.type)
-        if kind is None or not (kind.is_kept or kind.is_visit):
-            batch.counts["ignored" if kind else "unknown_type"] += 1
-            return None
-        time_ms = min(event.event_time, record.timestamp)
-        return record, event, kind, time_ms, key_beginning(event.tenant, is_known) + key
+    def _accepted(self, piece: Slice, batch: FoldedBatch) -> list[_Accepted]:
+        """The events of a slice, after putting down why there are none of some records."""
+        events: list[_Accepted] = []
+        kinds = self._kinds
+        for record in piece.records:
+            event = self._decode(record)
+            if isinstance(event, str):
+                batch.dead_letters.append(self._letter(event, piece.tp.partition, record))
+                continue
+            is_known = event.user_id is not UNSET
+            owner = event.user_id if is_known else event.anonymous_id
+            key = owner.encode()  # type: ignore[union-attr]  # _decode refuses events without one
+            if record.key != key:
+                batch.misrouted.append(Misrouted(key, record.value or b""))
+                continue
+            kind = kinds.get(event.type)
+            if kind is None or not kind.counts:
+                batch.counts["ignored" if kind else "unknown_type"] += 1
+                continue
+            event_ms, sent_ms = event.event_time, record.timestamp
+            time_ms = event_ms if event_ms < sent_ms else sent_ms
+            row_key = key_beginning(event.tenant, is_known) + key
+            events.append((record.offset, event, kind, time_ms, row_key, record))
+        return events
+
+    def _letter(self, reason: str, partition: int, record: Record) -> DeadLetter:
+        return DeadLetter(reason, self._topic, partition, record.offset, record.key, record.value)
 
     def _decode(self, record: Record) -> UserEvent | str:
         """The record's event, or why it is refused."""
@@ -284,7 +302,7 @@ class Folder:
         self, partition: int, events: list[_Accepted], read_rows: ReadRows
     ) -> dict[bytes, UserRow | None]:
         """The rows of the events' users, empty for new ones; None: they do not belong here."""
-        users = {key: record.key or b"" for record, _, _, _, key in events}
+        users = {key: record.key or b"" for _, _, _, _, key, record in events}
         fingerprint = self._fingerprint
         rows: dict[bytes, UserRow | None] = {}
         new: list[bytes] = []
@@ -298,71 +316,79 @@ class Folder:
             rows[key] = UserRow(fingerprint) if right_one == partition else None
         return rows
 
-    def _apply(
+    def _fold_events(
         self,
-        accepted: _Accepted,
+        events: list[_Accepted],
         partition: int,
         rows: dict[bytes, UserRow | None],
         batch: FoldedBatch,
     ) -> None:
-        """Fold one event, unless it was applied before; either way its user is touched."""
-        record, event, kind, time_ms, key = accepted
-        user = batch.users.get(key)
-        if user is None:
-            row = rows[key]
-            if row is None:
-                batch.misrouted.append(Misrouted(record.key or b"", record.value or b""))
-                return
-            is_known = event.user_id is not UNSET
-            user = TouchedUser(key, event.owner() or "", is_known, event.tenant, partition, row)
-            batch.users[key] = user
-        offset = record.offset
-        if kind.refreshes and _is_home(event):
-            user.becomes_due(event, offset, time_ms, kind.is_visit)
-        if self._guards.replay_skip and offset <= user.row.applied_offset:
-            batch.counts["replayed"] += 1
-        elif kind.is_visit:
-            batch.counts["visits"] += 1
-            user.row.applied_offset = offset
+        """Fold events that were not applied before; either way their user is touched."""
+        users, limits, hash_of_item = batch.users, self._limits, self._hash_of_item
+        skips_replays = self._guards.replay_skip
+        deltas = PartitionDeltas()
+        replayed = visits = duplicates = 0
+        for accepted in events:
+            offset, event, kind, time_ms, key, _ = accepted
+            user = users.get(key) or self._touched(accepted, partition, rows[key], batch)
+            if user is None:
+                continue
+            row = user.row
+            if kind.refreshes and _is_home(event):
+                user.becomes_due(event, offset, time_ms, kind.is_visit)
+            if offset <= row.applied_offset and skips_replays:
+                replayed += 1
+                continue
             user.is_changed = True
-        else:
-            self._fold_event(accepted, partition, user, batch)
-
-    def _fold_event(
-        self, accepted: _Accepted, partition: int, user: TouchedUser, batch: FoldedBatch
-    ) -> None:
-        record, event, kind, time_ms, _ = accepted
-        offset, row = record.offset, user.row
-        event_hash = hash64(event.event_id)
-        user.is_changed = True
-        if self._guards.replay_skip and row.has_event(event_hash):
             row.applied_offset = offset
-            batch.counts["duplicates"] += 1
-            return
-        item_id = event.item_id
-        assert item_id is not UNSET  # _decode refuses events without one
-        previous = row.fold(
-            HistoryEvent(
-                event_hash,
-                self._hash_of_item(item_id),
-                time_ms,
-                offset,
-                kind.hash,
-                NOT_A_NUMBER if event.value is UNSET else event.value,
-                NOT_A_NUMBER if event.portion is UNSET else event.portion,
-                0 if event.session_id is UNSET else hash32(event.session_id),
-            ),
-            self._limits,
-        )
-        batch.counts["folded"] += 1
-        deltas = batch.deltas.get(partition)
-        if deltas is None:
-            deltas = batch.deltas[partition] = PartitionDeltas()
-        deltas.offsets.append(offset)
-        deltas.items.append(item_id)
-        deltas.previous.append(previous)
-        deltas.times_ms.append(time_ms)
-        deltas.weights.append(kind.weight)
+            if kind.is_visit:
+                visits += 1
+                continue
+            event_hash = hash64(event.event_id)
+            if event_hash in row.ring and row.has_event(event_hash) and skips_replays:
+                duplicates += 1
+                continue
+            item_id: str = event.item_id  # type: ignore[assignment]  # _decode refuses without one
+            previous = row.fold(
+                _history_event(event, event_hash, hash_of_item(item_id), time_ms, offset, kind),
+                limits,
+            )
+            deltas.add(offset, item_id, previous, time_ms, kind.weight)
+        if deltas.offsets:
+            batch.deltas[partition] = deltas
+        batch.count("folded", len(deltas.offsets))
+        batch.count("replayed", replayed)
+        batch.count("visits", visits)
+        batch.count("duplicates", duplicates)
+
+    def _touched(
+        self, accepted: _Accepted, partition: int, row: UserRow | None, batch: FoldedBatch
+    ) -> TouchedUser | None:
+        """The user of an event, who had none in the batch before; None: belongs elsewhere."""
+        _, event, _, _, key, record = accepted
+        if row is None:
+            batch.misrouted.append(Misrouted(record.key or b"", record.value or b""))
+            return None
+        is_known = event.user_id is not UNSET
+        user = TouchedUser(key, event.owner() or "", is_known, event.tenant, partition, row)
+        batch.users[key] = user
+        return user
+
+
+def _history_event(
+    event: UserEvent, event_hash: bytes, item: int, time_ms: int, offset: int, kind: _Kind
+) -> HistoryEvent:
+    value, portion, session = event.value, event.portion, event.session_id
+    return HistoryEvent(
+        event_hash,
+        item,
+        time_ms,
+        offset,
+        kind.hash,
+        NOT_A_NUMBER if value is UNSET else value,
+        NOT_A_NUMBER if portion is UNSET else portion,
+        0 if session is UNSET else hash32(session),
+    )
 
 
 def _is_home(event: UserEvent) -> bool:
