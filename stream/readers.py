@@ -13,6 +13,7 @@ from mode import Service
 
 from export.decompress import MAX_BATCH_BYTES
 from stream.kafka.bounded import bound_fetches
+from stream.kafka.pacing import pace_empty_fetches
 
 #: Takes records of any partitions, those of each in the order of their offsets.
 TakeRecords = Callable[[list[Any]], None]
@@ -62,6 +63,7 @@ class TopicReader(Service):  # type: ignore[misc]
         )
         bound_fetches(self._consumer, self._max_batch_bytes)
         await self._consumer.start()
+        pace_empty_fetches(self._consumer)
         assigned = sorted(self._consumer.assignment())  # without a group: every partition
         begins = await self._consumer.beginning_offsets(assigned)
         ends = await self._consumer.end_offsets(assigned)

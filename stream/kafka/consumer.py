@@ -27,6 +27,7 @@ from export.errors import DriftlineError
 from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
 from stream.kafka.bounded import bound_fetches
 from stream.kafka.continuity import Continuity
+from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.restore import restore, restored_offsets
 from stream.kafka.table import RowTable
 
@@ -62,6 +63,11 @@ class HandOverError(DriftlineError):
 
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's thread with the aiokafka consumer, that asks the broker more often."""
+
+    async def on_start(self) -> None:
+        """Start it, with a pause after fetches that a broker answers at once with nothing."""
+        await super().on_start()
+        pace_empty_fetches(self._ensure_consumer())
 
     def _create_worker_consumer(
         self, transport: driver.Transport
