@@ -96,4 +96,7 @@ def _export(
             verbose=False,
         )
     assert program is not None
+    # Where in the code each node comes from: paths of the machine that exported it.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
     program.save(str(path))
