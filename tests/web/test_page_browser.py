@@ -20,7 +20,8 @@ MAX_MS = 1000
 PARTS = ("you", "user", "engine")
 #: What reaches beyond the window although it is in no place that scrolls by itself.
 _TOO_WIDE = """[...document.querySelectorAll('body *')]
-  .filter((e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll, .tiles'))
+  .filter((e) => !e.closest('.scroll, .tiles') && !e.ownerSVGElement)
+  .filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
   .map((e) => `${e.tagName}#${e.id}.${e.className}`)"""
 #: Controls and pictures without a name that a screen reader could say.
 _NAMELESS = """[...document.querySelectorAll('a, button, input, select, summary, [role=img]')]

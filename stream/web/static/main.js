@@ -10,21 +10,29 @@ const GOOD_NEWS_MS = 20_000;
 let source = null;
 let retry = null;
 let wasSilent = false;
+let missed = 0; // messages that this browser was too slow for
 
 const PARTS = ["you", "user", "engine"];
-const place = () => {
-  const [part, ...rest] = location.hash.slice(1).split("/");
-  return PARTS.includes(part) ? [part, decodeURIComponent(rest.join("/"))] : ["you", ""];
-};
+let current = ["you", ""]; // part, and what of it
 
 function show() {
-  const [part, key] = place();
+  const named = /^#(\w+)(?:\/(.*))?$/.exec(location.hash);
+  if (PARTS.includes(named?.[1])) current = [named[1], decoded(named[2] ?? "")];
+  const [part, key] = current;
   for (const name of PARTS) byId(`part-${name}`).hidden = name !== part;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.dataset.part === part) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   user.show(part === "user", key);
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody has written it by hand
+  }
 }
 
 /** Opens the stream anew; it tells all there is to show, then what changes. */
@@ -46,7 +54,10 @@ function listen() {
     feel(figures);
   });
   on("rates", engine.takeRates);
-  on("dropped", () => listen());
+  on("dropped", ({ count }) => {
+    missed += count;
+    listen();
+  });
   source.onerror = () => {
     status("bad", "no connection to the page's server: trying again");
     if (source.readyState === EventSource.CLOSED) retry = setTimeout(listen, RETRY_MS);
@@ -63,7 +74,8 @@ function feel(figures) {
   const { worker } = figures;
   if (worker.answers) {
     const speed = figures.p50 === null ? "" : ` · half of the lists within ${milliseconds(figures.p50)}`;
-    status("good", `live · ${figures.events_per_s} events/s${speed}`);
+    const slow = missed ? ` · ${missed} messages left out: this browser is slow` : "";
+    status("good", `live · ${figures.events_per_s} events/s${speed}${slow}`);
   } else {
     status("bad", "the worker does not answer");
   }
