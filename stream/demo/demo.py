@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kafka import KafkaAdminClient, KafkaProducer
+from kafka.errors import KafkaError
 
 from export.errors import DriftlineError
 from export.release import open_release
@@ -66,6 +67,11 @@ def run_demo(plan: DemoPlan, say: Say) -> None:
             stack.enter_context(stopped_by_signals())
             folder = stack.enter_context(_folder(kept))
             _run(plan, folder, stack, say)
+    except KafkaError as error:
+        raise DemoError(
+            f"Kafka at {plan.bootstrap or 'the embedded broker'} cannot be used: "
+            f"{error or type(error).__name__}; start the demo again, or name another --bootstrap"
+        ) from error
     except KeyboardInterrupt:
         left = "its files are removed" if kept is None else f"its files are in {kept}"
         say(f"\nstopped: all processes are ended, {left}")
@@ -124,10 +130,9 @@ def _folder(kept: Path | None) -> Iterator[Path]:
 
 
 def _create_truth(settings: Settings) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap)
     name = settings.topic(TRUTH_TOPIC)
-    admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1}})
-    admin.close()
+    with contextlib.closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap)) as admin:
+        admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1}})
 
 
 def _release(settings: Settings, producer: KafkaProducer, say: Say) -> None:
