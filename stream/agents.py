@@ -23,7 +23,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +43,7 @@ from stream.lists import (
     state_digest,
 )
 from stream.live import LiveParts
+from stream.outbox import Outbox, SendRecords
 from stream.ranker import RankedLists, Ranker
 from stream.reasons import reasons_of
 from stream.refresh_control import RefreshControl
@@ -59,8 +60,6 @@ from stream.state import FoldedBatch, Folder, Slice, TouchedUser
 from stream.statistics import encode_deltas
 from stream.topics import state_changelog
 
-KeyValue = tuple[bytes | None, bytes | None]
-Headers = list[tuple[str, bytes]]
 #: Called with the name of each step as it is reached; a fault injector ends the process there.
 OnStep = Callable[[str], None]
 
@@ -79,20 +78,6 @@ class Rows(Protocol):
         ...
 
 
-class SendRecords(Protocol):
-    """Sends records of one partition; resolves to the deliveries' (base offset, count)."""
-
-    async def __call__(
-        self,
-        topic: str,
-        partition: int,
-        records: Sequence[KeyValue],
-        *,
-        timestamp_ms: int,
-        headers: Sequence[Headers] | None = None,
-    ) -> Sequence[asyncio.Future[tuple[int, int]]]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class TableRows:
     """Makes the rows that the table keeps for itself: how far the source is applied, and whether
@@ -100,52 +85,6 @@ class TableRows:
 
     source: Callable[[int], tuple[bytes, bytes | None]]
     postponed: Callable[[bool], tuple[bytes, bytes | None]]
-
-
-@dataclass(slots=True)
-class Outbox:
-    """Records to send, by topic and partition."""
-
-    records: dict[tuple[str, int], list[KeyValue]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
-    headers: dict[tuple[str, int], list[Headers]] = field(default_factory=lambda: defaultdict(list))
-
-    def add(
-        self,
-        topic: str,
-        partition: int,
-        key: bytes | None,
-        value: bytes | None,
-        headers: Headers | None = None,
-    ) -> None:
-        """Put in a record; those of one partition keep their order."""
-        self.records[topic, partition].append((key, value))
-        self.headers[topic, partition].append(headers or [])
-
-    async def send(
-        self, send_records: SendRecords, now_ms: int
-    ) -> dict[tuple[str, int], tuple[int, int]]:
-        """Send everything and wait until all of it is acknowledged.
-
-        Returns: topic and partition -> first and last offset. Raises what the broker refused with.
-        """
-        deliveries: dict[tuple[str, int], Sequence[asyncio.Future[tuple[int, int]]]] = {}
-        for (topic, partition), records in self.records.items():
-            headers = self.headers[topic, partition]
-            deliveries[topic, partition] = await send_records(
-                topic,
-                partition,
-                records,
-                timestamp_ms=now_ms,
-                headers=headers if any(headers) else None,
-            )
-        await asyncio.gather(*(f for futures in deliveries.values() for f in futures))
-        offsets = {}
-        for where, futures in deliveries.items():
-            first, (last, count) = futures[0].result()[0], futures[-1].result()
-            offsets[where] = first, last + count - 1
-        return offsets
 
 
 class BatchProcessor:
@@ -197,9 +136,10 @@ class BatchProcessor:
         self._refreshes.select(batch, newest_ms, self._rows.get_many)
         folded = time.perf_counter()
         self._on_step("rank")
-        refreshes, context = await self._rank(batch)  # 4.
+        outbox = Outbox()
+        refreshes, context = await self._rank(batch, outbox)  # 4.
         ranked = time.perf_counter()
-        outbox = self._results(batch, refreshes, context)
+        self._add_results(batch, context, outbox)
         changes = self._changed_rows(batch)
         self._check()
         if not self._guards.ack_order:
@@ -214,8 +154,13 @@ class BatchProcessor:
         self._refreshes.done(batch, sum(len(piece.records) for piece in slices), done - begun)
         self._count(batch, refreshes, (begun, folded, ranked, done))
 
-    async def _rank(self, batch: FoldedBatch) -> tuple[list[Refresh], RefreshContext]:
-        """Step 4: the lists of all due users, in micro-batches, in a thread."""
+    async def _rank(
+        self, batch: FoldedBatch, outbox: Outbox
+    ) -> tuple[list[Refresh], RefreshContext]:
+        """Step 4: the lists of all due users, in micro-batches, in a thread.
+
+        While the thread ranks one micro-batch, the messages of the one before are made here.
+        """
         due = [user for user in batch.users.values() if user.is_due]
         for user in due:
             user.is_changed |= user.row.is_postponed
@@ -238,17 +183,18 @@ class BatchProcessor:
         # all before the first wait: statistics and ranker move on while a thread ranks
         requests = [self._requests(users, context) for users in micro_batches]
         origins = [chain_origins(request, live.statistics.statistics) for request in requests]
+        ranked = [self._ranked(request, context) for request in requests]
         refreshes: list[Refresh] = []
-        for users, request, origin in zip(micro_batches, requests, origins, strict=True):
-            lists = await self._rank_users(request, context)
-            made = refreshes_of(users, request, origin, lists, context)
+        for users, request, origin, lists in zip(
+            micro_batches, requests, origins, ranked, strict=True
+        ):
+            ordered = (await lists).ordered(live.index.hashes, self._settings.list_length)
+            made = refreshes_of(users, request, origin, ordered, context)
             metrics.EMPTY_LISTS.inc(len(users) - len(made))
-            hashes = live.index.hashes
-            refreshes += [
-                refresh
-                for refresh in made
-                if self._refreshes.is_worth_sending(refresh.user, hashes[refresh.rows])
-            ]
+            for refresh in made:
+                if self._refreshes.is_worth_sending(refresh.user, live.index.hashes[refresh.rows]):
+                    self._add_refresh(refresh, context, outbox)
+                    refreshes.append(refresh)
         return refreshes, context
 
     def _requests(self, users: list[TouchedUser], context: RefreshContext) -> RankRequests:
@@ -261,25 +207,22 @@ class BatchProcessor:
             self._settings.seen_items == "filter",
         )
 
-    async def _rank_users(self, requests: RankRequests, context: RefreshContext) -> RankedLists:
-        k = self._settings.list_length
-        lists = await asyncio.get_running_loop().run_in_executor(
-            self._thread, functools.partial(context.ranker.rank, requests, context.live, k)
+    def _ranked(
+        self, requests: RankRequests, context: RefreshContext
+    ) -> asyncio.Future[RankedLists]:
+        """The lists of a micro-batch, which the thread ranks after those it was given before."""
+        rank = functools.partial(
+            context.ranker.rank, requests, context.live, self._settings.list_length
         )
-        return lists.ordered(self._live.index.hashes, k)
+        return asyncio.get_running_loop().run_in_executor(self._thread, rank)
 
-    def _results(
-        self, batch: FoldedBatch, refreshes: list[Refresh], context: RefreshContext
-    ) -> Outbox:
-        """Everything but changelog rows that the batch sends; enters the lists into the rows."""
+    def _add_results(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
+        """Put in what a batch sends besides lists and changelog rows."""
         settings = self._settings
-        outbox = Outbox()
         for partition, deltas in batch.deltas.items():
             outbox.add(
                 settings.topic("item-statistics"), partition, None, encode_deltas(partition, deltas)
             )
-        for refresh in refreshes:
-            self._add_refresh(refresh, context, outbox)
         if context.ranker is not self._ranks_with:
             self._ranks_with = context.ranker
             self._add_swap(batch, context, outbox)
@@ -289,9 +232,9 @@ class BatchProcessor:
         for misrouted in batch.misrouted:
             partition = (murmur2(misrouted.key) & 0x7FFFFFFF) % settings.partitions
             outbox.add(settings.topic("user-events"), partition, misrouted.key, misrouted.value)
-        return outbox
 
     def _add_refresh(self, refresh: Refresh, context: RefreshContext, outbox: Outbox) -> None:
+        """Put in a list with what goes with it, and enter it into its user's row."""
         settings, user = self._settings, refresh.user
         recommendation, decision = messages(refresh, context, settings)
         key = list_key(user)

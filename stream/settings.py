@@ -78,7 +78,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     model: bool = True  # False: live statistics alone
     inference_threads: Positive = 1  # of ONNX Runtime
     release_budget_ms: Positive = 1000  # a release that needs longer for 16 users is refused
-    max_rank_batch: Positive = 64  # users ranked in one call
+    max_rank_batch: Positive = 16  # users ranked in one call
 
     # this process
     metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # of Prometheus metrics; 0: none

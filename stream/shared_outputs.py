@@ -12,9 +12,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from mode import Service
 
 from stream import metrics
-from stream.agents import Outbox, SendRecords
 from stream.events import DEFAULT_SCENARIO, RankedItem, Trending, encode
 from stream.live import LiveParts
+from stream.outbox import Outbox, SendRecords
 from stream.reasons import POPULAR
 from stream.settings import Settings
 from stream.snapshots import save_snapshot, take_snapshot

@@ -1,0 +1,72 @@
+"""Collect what a batch sends, by topic and partition, and send it at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+KeyValue = tuple[bytes | None, bytes | None]
+Headers = list[tuple[str, bytes]]
+
+
+class SendRecords(Protocol):
+    """Sends records of one partition; resolves to the deliveries' (base offset, count)."""
+
+    async def __call__(
+        self,
+        topic: str,
+        partition: int,
+        records: Sequence[KeyValue],
+        *,
+        timestamp_ms: int,
+        headers: Sequence[Headers] | None = None,
+    ) -> Sequence[asyncio.Future[tuple[int, int]]]: ...
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Records to send, by topic and partition."""
+
+    records: dict[tuple[str, int], list[KeyValue]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    headers: dict[tuple[str, int], list[Headers]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
+    ) -> None:
+        """Put in a record; those of one partition keep their order."""
+        self.records[topic, partition].append((key, value))
+        self.headers[topic, partition].append(headers or [])
+
+    async def send(
+        self, send_records: SendRecords, now_ms: int
+    ) -> dict[tuple[str, int], tuple[int, int]]:
+        """Send everything and wait until all of it is acknowledged.
+
+        Returns: topic and partition -> first and last offset. Raises what the broker refused with.
+        """
+        deliveries: dict[tuple[str, int], Sequence[asyncio.Future[tuple[int, int]]]] = {}
+        for (topic, partition), records in self.records.items():
+            headers = self.headers[topic, partition]
+            deliveries[topic, partition] = await send_records(
+                topic,
+                partition,
+                records,
+                timestamp_ms=now_ms,
+                headers=headers if any(headers) else None,
+            )
+        await asyncio.gather(*(f for futures in deliveries.values() for f in futures))
+        offsets = {}
+        for where, futures in deliveries.items():
+            first, (last, count) = futures[0].result()[0], futures[-1].result()
+            offsets[where] = first, last + count - 1
+        return offsets
