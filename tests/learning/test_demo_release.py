@@ -33,6 +33,13 @@ def test_it_is_whole_small_and_says_where_it_comes_from() -> None:
     assert release.manifest.lineage.offsets[source] == {"0": (0, CLICKS)}
 
 
+def test_no_graph_of_it_tells_of_the_machine_that_made_it() -> None:
+    release = Registry(BUNDLED_REGISTRY).open(BUNDLED_NAME)
+
+    for graph in release.path.glob("*.onnx"):
+        assert b".py" not in graph.read_bytes(), graph
+
+
 def test_a_single_changed_byte_of_it_is_refused(tmp_path: Path) -> None:
     source = Registry(BUNDLED_REGISTRY).open(BUNDLED_NAME).path
     for path in source.iterdir():
