@@ -281,6 +281,22 @@ def demo(users: int, past: int, seed: int, **options: Any) -> None:
         run_demo(DemoPlan(crowd=CrowdSettings(users, past, seed), **options), click.echo)
 
 
+@main.command()
+@click.option(
+    "--seeds", type=click.IntRange(1), default=100, show_default=True, help="Runs, each of a seed."
+)
+@click.option("--seed", "first", type=click.IntRange(0), default=0, help="First; default 0.")
+@click.option("--mutate", metavar="all|NAME", help="Break the worker so; a seed must find it out.")
+@click.option("--long-cuts", is_flag=True, help="Cut workers off for longer than their session.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
+def simulate(seeds: int, first: int, mutate: str | None, long_cuts: bool, as_json: bool) -> None:
+    """Check exactness: the worker's code under crashes and delays drawn from seeds, no Kafka."""
+    from stream.simulate.command import run
+
+    with reported():
+        sys.exit(run(seeds, first, mutate, long_cuts, as_json))
+
+
 @main.command("demo-release")
 @click.option(
     "--registry",

@@ -181,7 +181,7 @@ class RefreshControl:
 
     def idle_s(self) -> float | None:
         """Seconds until there is something to do while no events come; None: nothing is."""
-        if self._unscanned or self._scan:
+        if self._scan or (self._unscanned and not len(self._waiting)):
             return 0.0
         return self._waiting.idle_s(self._clock())
 

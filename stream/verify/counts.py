@@ -89,13 +89,25 @@ def check_snapshot(
     """The counts in the newest snapshot against those of the log up to its watermarks."""
     check = Check("counts of the snapshot", "counts")
     try:
-        about, arrays = _read(folder)
+        arrays = _read(folder)
     except FileNotFoundError:
         check.notes.append(f"there is no snapshot in {folder}: a worker's own counts are not seen")
         return check
     except (OSError, ValueError, KeyError) as error:
         check.miss(f"the snapshot in {folder} cannot be read: {error}")
         return check
+    return check_counts(arrays, deltas, half_lives_ms, chain_half_life_ms)
+
+
+def check_counts(
+    arrays: Mapping[str, Any],
+    deltas: Mapping[tuple[int, int], Delta],
+    half_lives_ms: list[int],
+    chain_half_life_ms: int,
+) -> Check:
+    """The counts in the arrays of a snapshot against those of the log up to its watermarks."""
+    check = Check("counts of the snapshot", "counts")
+    about = json.loads(str(arrays["about"]))
     watermarks = {int(partition): offset for partition, offset in about["watermarks"].items()}
     wanted = count(deltas, watermarks, half_lives_ms, chain_half_life_ms)
     if about["events"] > wanted.events:
@@ -119,14 +131,15 @@ def check_snapshot(
     return check
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read(folder: Path) -> dict[str, Any]:
     pointer = json.loads((folder / "latest.json").read_bytes())
     data = (folder / pointer["file"]).read_bytes()
     if hashlib.sha256(data).hexdigest() != pointer["sha256"]:
         raise ValueError(f"{pointer['file']} has another checksum than its pointer names")
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
         arrays = dict(archive.items())
-    return json.loads(str(arrays["about"])), arrays
+    json.loads(str(arrays["about"]))
+    return arrays
 
 
 def _popularity(

@@ -1,0 +1,234 @@
+"""Take out or swap one step or guard of the worker, so that the simulation must find errors.
+
+Each mutant changes production code while it is in force, and nothing of the simulation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stream.agents import BatchProcessor
+from stream.outbox import Outbox
+from stream.guards import ALL_GUARDS, Guards
+from stream.history import UserRow
+from stream.kafka.batches import RecordBatch
+from stream.kafka.consumer import BatchConsumer
+from stream.kafka.continuity import Continuity
+from stream.kafka.fencing import LoopGuard
+from stream.kafka.stream import BatchStream
+from stream.kafka.table import OFFSET_KEY, SOURCE_KEY, RowTable
+from stream.simulate.store import SimulatedStore
+from stream.topics import state_changelog
+
+#: Owner, name, and what stands in its place.
+Patch = tuple[Any, str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One thing that is not as it should be."""
+
+    name: str
+    what: str
+    patches: Callable[[], list[Patch]] = list
+    guards: Guards = ALL_GUARDS
+
+
+@contextlib.contextmanager
+def in_force(mutant: Mutant | None) -> Iterator[Guards]:
+    """Put a mutant in the place of the right code; gives the guards to run with."""
+    patches = mutant.patches() if mutant else []
+    before = [(owner, name, owner.__dict__[name]) for owner, name, _ in patches]
+    for owner, name, changed in patches:
+        setattr(owner, name, changed)
+    try:
+        yield mutant.guards if mutant else ALL_GUARDS
+    finally:
+        for owner, name, right in before:
+            setattr(owner, name, right)
+
+
+def _send_without_waiting(of_results: bool) -> Callable[[], list[Patch]]:
+    """Results (or changelog rows) are handed over, and taken for acknowledged."""
+
+    def patches() -> list[Patch]:
+        right = Outbox.send
+
+        async def send(self: Outbox, send_records: Any, now_ms: int) -> Any:
+            is_changelog = any(topic.endswith("-changelog") for topic, _ in self.records)
+            if is_changelog == of_results:
+                return await right(self, send_records, now_ms)
+            sent = {}
+            for (topic, partition), records in self.records.items():
+                headers = self.headers[topic, partition]
+                await send_records(
+                    topic,
+                    partition,
+                    records,
+                    timestamp_ms=now_ms,
+                    headers=headers if any(headers) else None,
+                )
+                sent[topic, partition] = (1 << 40, (1 << 40) + len(records) - 1)
+            return sent
+
+        return [(Outbox, "send", send)]
+
+    return patches
+
+
+def _store_before_changelog() -> list[Patch]:
+    async def _store(self: BatchProcessor, changes: Any, now_ms: int) -> None:
+        topic = state_changelog(self._settings)
+        outbox = Outbox()
+        self._on_step("write")
+        for partition, rows in changes.items():
+            position = self._rows.data.persisted_offset(partition)  # type: ignore[attr-defined]
+            self._rows.write(partition, rows, max(position, 0))
+            outbox.records[topic, partition] = list(rows)
+        self._on_step("changelog")
+        sent = await outbox.send(self._send_records, now_ms)
+        for partition in changes:
+            self._rows.write(partition, [], sent[topic, partition][1])
+
+    return [(BatchProcessor, "_store", _store)]
+
+
+def _ack_first() -> list[Patch]:
+    right = BatchStream.record_batches
+
+    async def record_batches(self: BatchStream, *args: Any) -> AsyncIterator[list[RecordBatch]]:
+        async for batches in right(self, *args):
+            for batch in batches:
+                self.app.consumer.ack_offsets(batch.tp, batch.first_offset, batch.last_offset)
+            yield batches
+
+    return [(BatchStream, "record_batches", record_batches), *_no_rewind()]
+
+
+def _commit_beyond() -> list[Patch]:
+    def _new_offset(self: BatchConsumer, tp: Any) -> int | None:
+        return self.continuity.next_offset(tp)
+
+    return [(BatchConsumer, "_new_offset", _new_offset)]
+
+
+def _no_rewind() -> list[Patch]:
+    def _start_offset(self: BatchConsumer, tp: Any, begin: int) -> int:
+        committed: int | None = self._committed_offset[tp]
+        return begin if committed is None else committed
+
+    return [(BatchConsumer, "_start_offset", _start_offset)]
+
+
+def _no_generation_check() -> list[Patch]:
+    def _all(self: BatchStream, batches: list[RecordBatch]) -> list[RecordBatch]:
+        return batches
+
+    return [
+        (BatchConsumer, "check_ownership", lambda self: None),
+        (BatchStream, "_of_this_generation", _all),
+    ]
+
+
+def _no_continuity() -> list[Patch]:
+    def admit(self: Continuity, tp: Any, records: Sequence[Any]) -> Sequence[Any]:
+        return records
+
+    return [(Continuity, "admit", admit)]
+
+
+def _dropped_is_lost() -> list[Patch]:
+    async def _read_dropped_again(self: BatchConsumer) -> None:
+        self._dropped.clear()
+
+    return [(BatchConsumer, "_read_dropped_again", _read_dropped_again)]
+
+
+def _no_fence() -> list[Patch]:
+    return [(LoopGuard, "_stood_still", lambda self, pause_s: None)]
+
+
+def _no_ownership() -> list[Patch]:
+    return [*_no_fence(), *_no_generation_check()]
+
+
+def _no_ring() -> list[Patch]:
+    return [(UserRow, "has_event", lambda self, event_hash: False)]
+
+
+def _rows_apart_from_position() -> list[Patch]:
+    def write(self: SimulatedStore, partition: int, rows: Any, changelog_offset: int) -> None:
+        batch: dict[bytes, bytes | None] = dict(rows)
+        marks = {key: batch.pop(key) for key in (SOURCE_KEY,) if key in batch}
+        database = self.db(partition)
+        database.write(marks | {OFFSET_KEY: b"%d" % changelog_offset})
+        database.write(batch)
+
+    return [(SimulatedStore, "write", write)]
+
+
+def _no_source_row() -> list[Patch]:
+    def source_watermark(self: RowTable, partition: int) -> int | None:
+        found = self.data.db(partition).rows
+        return (1 << 40) if found else None
+
+    return [(RowTable, "source_watermark", source_watermark)]
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "replay-skip",
+        "step 2 without: an event at or below a row's offset, or in its ring, is folded again",
+        guards=ALL_GUARDS.without("replay-skip"),
+    ),
+    Mutant(
+        "dedupe-ring",
+        "step 2 without the ring: an event that was sent twice counts twice",
+        _no_ring,
+    ),
+    Mutant(
+        "ack-order",
+        "step 5 swapped: rows go out before the results are acknowledged",
+        guards=ALL_GUARDS.without("ack-order"),
+    ),
+    Mutant(
+        "results-unacknowledged",
+        "step 5 without waiting for the results",
+        _send_without_waiting(of_results=True),
+    ),
+    Mutant(
+        "rows-unacknowledged",
+        "step 5 without waiting for the changelog",
+        _send_without_waiting(of_results=False),
+    ),
+    Mutant("disk-first", "steps 5 and 6 swapped: disk before changelog", _store_before_changelog),
+    Mutant(
+        "disk-not-atomic",
+        "step 6 in two writes: the positions before the rows",
+        _rows_apart_from_position,
+    ),
+    Mutant(
+        "ack-first",
+        "steps 6 and 7 swapped: acknowledged before it is done, and nothing rewinds",
+        _ack_first,
+    ),
+    Mutant("commit-beyond", "step 7: what was delivered is committed, done or not", _commit_beyond),
+    Mutant(
+        "watermark",
+        "deltas that come twice count twice",
+        guards=ALL_GUARDS.without("watermark"),
+    ),
+    Mutant("rewind", "reading starts at the committed offset, whatever the state has", _no_rewind),
+    Mutant("source-row", "the state's own offset is not looked at", _no_source_row),
+    Mutant(
+        "ownership",
+        "a worker that stood still goes on, whoever has its partitions by now",
+        _no_ownership,
+    ),
+    Mutant("continuity", "slices are taken as they come", _no_continuity),
+    Mutant("dropped", "slices that came at a bad moment are not read again", _dropped_is_lost),
+    Mutant("fence", "a worker that stood still goes on", _no_fence),
+)
