@@ -136,8 +136,8 @@ def test_page_lists_and_truth_are_there_until_ctrl_c_then_nothing_is(demo) -> No
     with urllib.request.urlopen(url + "healthz", timeout=10) as answer:
         assert answer.status == 200
     wait_until(lambda: len(read(one.bootstrap, "demo-truth")) > 40, one.said, PATIENCE_S)
-    clicks = [e for e in read(one.bootstrap, "user-events") if e["event_id"] > "demo-"]
     truth = read(one.bootstrap, "demo-truth")
+    clicks = [e for e in read(one.bootstrap, "user-events") if e["event_id"] > "demo-"]
     lists = read(one.bootstrap, "recommendations")
     one.stop()
 
