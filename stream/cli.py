@@ -297,6 +297,58 @@ def simulate(seeds: int, first: int, mutate: str | None, long_cuts: bool, as_jso
         sys.exit(run(seeds, first, mutate, long_cuts, as_json))
 
 
+@main.command()
+@click.option("--faults", default="all", show_default=True, help="all, or names with commas.")
+@click.option(
+    "--nodes", type=click.Choice(["1", "3"]), default="1", show_default=True, help="Of Kafka."
+)
+@click.option("--workers", type=click.IntRange(1, 3), default=2, show_default=True)
+@click.option(
+    "--each", type=click.IntRange(1), default=20, show_default=True, help="Faults of each kind."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=1),
+    default=300.0,
+    show_default=True,
+    help="Events a second while faults strike.",
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
+@click.option(
+    "--break-guard",
+    "guards",
+    default="all",
+    show_default=True,
+    help="Guards of the control runs: all, none, or names with commas.",
+)
+@click.option(
+    "--kafka-home",
+    type=click.Path(path_type=Path),
+    help="Folder of Kafka with its libs; default KAFKA_HOME, else ../shared/kafka.",
+)
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="New folder for all files, kept at the end; default a temporary one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def chaos(nodes: str, as_json: bool, **options: Any) -> None:
+    """Kill, stop, cut off and damage workers and brokers under load, and check the result.
+
+    Starts brokers and workers of its own. Exit code 1 if anything is lost, twice or wrong, if a
+    kind of fault did not strike often enough, or if a control run's harm was not found out.
+    """
+    from stream.chaos.run import ChaosPlan, run_chaos
+
+    with reported():
+        report = run_chaos(
+            ChaosPlan(nodes=int(nodes), **options), lambda line: click.echo(line, err=True)
+        )
+    click.echo(msgspec.json.encode(report.as_json()) if as_json else report.as_table())
+    sys.exit(0 if report.holds else 1)
+
+
 @main.command("demo-release")
 @click.option(
     "--registry",
@@ -379,6 +431,80 @@ def schemas(write: Path | None) -> None:
         click.echo(msgspec.json.format(msgspec.json.encode(all_schemas())).decode())
     else:
         write_schemas(write)
+
+
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """Look at refused records, and send them again once the fault is mended."""
+
+
+def letter_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Options that say which dead letters are meant; the function gets `wanted`."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> None:
+        from stream.redrive.verbs import Wanted
+
+        names = ("reason", "topic", "since", "limit")
+        function(*args, wanted=Wanted(**{name: options.pop(name) for name in names}), **options)
+
+    command: Callable[..., None] = wrapped
+    for option in (
+        click.option("--limit", type=click.IntRange(1), help="Most letters; default all."),
+        click.option("--since", metavar="AGE|TIME", help="Written since: 90m, 2h, 3d, 2026-01-31."),
+        click.option(
+            "--topic",
+            type=click.Choice(["user-events", "items"]),
+            help="Refused there; default both.",
+        ),
+        click.option("--reason", metavar="TEXT", help="Refused for a reason with this text in it."),
+    ):
+        command = option(command)
+    return command
+
+
+@dead_letters.command("list")
+@letter_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@setting_options("bootstrap", "prefix", "group")
+def dead_letters_list(settings: Settings, wanted: Any, as_json: bool) -> None:
+    """Count dead letters by reason; with --limit, list that many, newest first."""
+    from stream.redrive.verbs import list_letters
+
+    list_letters(settings, wanted, as_json)
+
+
+@dead_letters.command("show")
+@click.argument("position", metavar="PARTITION:OFFSET")
+@click.option("--raw", is_flag=True, help="Print nothing but the bytes of the value.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@setting_options("bootstrap", "prefix", "group")
+def dead_letters_show(settings: Settings, position: str, raw: bool, as_json: bool) -> None:
+    """Print one dead letter: headers, key and value. `list --limit` names positions."""
+    from stream.redrive.verbs import show_letter
+
+    partition, _, offset = position.partition(":")
+    if not (partition.isdecimal() and offset.isdecimal()):
+        raise WrongUse(f"wanted PARTITION:OFFSET such as 0:17, got {position!r}")
+    if raw and as_json:
+        raise WrongUse("--raw and --json exclude each other")
+    show_letter(settings, (int(partition), int(offset)), raw, as_json)
+
+
+@dead_letters.command("redrive")
+@letter_options
+@click.option("--dry-run", is_flag=True, help="Say what would be sent, and send nothing.")
+@click.option("--yes", is_flag=True, help="Send without asking.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; needs --yes to send.")
+@setting_options("bootstrap", "prefix", "group", "replication_factor")
+def dead_letters_redrive(settings: Settings, wanted: Any, **options: bool) -> None:
+    """Send refused records again to where they were refused, each once, to be judged anew.
+
+    May be run again at any time, also after a crash: what was sent is not sent twice.
+    """
+    from stream.redrive.verbs import redrive_letters
+
+    redrive_letters(settings, wanted, **options)
 
 
 @main.group()

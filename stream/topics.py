@@ -84,20 +84,34 @@ def create_topics(settings: Settings) -> list[str]:
     with _admin(settings) as admin:
         present = _describe(admin)
         missing = [spec for spec in required_topics(settings) if spec.name not in present]
-        if missing:
-            admin.create_topics(
-                {
-                    spec.name: {
-                        "num_partitions": spec.partitions,
-                        "replication_factor": settings.replication_factor,
-                        "configs": spec.configs,
-                    }
-                    for spec in missing
-                },
-                wait_for_metadata=True,
-            )
+        _create(admin, settings, missing)
     check_topics(settings)
     return [spec.name for spec in missing]
+
+
+def create_topic(settings: Settings, spec: TopicSpec) -> None:
+    """Create one topic that is missing, of those that not every engine has.
+
+    Raises BrokerError if Kafka cannot be used.
+    """
+    with _admin(settings) as admin:
+        if spec.name not in _describe(admin):
+            _create(admin, settings, [spec])
+
+
+def _create(admin: Any, settings: Settings, specs: list[TopicSpec]) -> None:
+    if specs:
+        admin.create_topics(
+            {
+                spec.name: {
+                    "num_partitions": spec.partitions,
+                    "replication_factor": settings.replication_factor,
+                    "configs": spec.configs,
+                }
+                for spec in specs
+            },
+            wait_for_metadata=True,
+        )
 
 
 def check_topics(settings: Settings) -> str:

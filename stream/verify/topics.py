@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
@@ -48,18 +48,27 @@ class KafkaLog:
             tps = self._partitions(consumer, topic)
             return {tp.partition: end for tp, end in consumer.beginning_offsets(tps).items()}
 
-    def read(self, topic: str, label: str) -> Iterator[Any]:
+    def has(self, topic: str) -> bool:
+        """Whether there is such a topic."""
+        with self._consumer() as consumer:
+            return topic in consumer.topics()
+
+    def read(self, topic: str, label: str, first: Mapping[int, int] | None = None) -> Iterator[Any]:
         """All records of a topic that are there now, those of each partition in order.
 
-        Shows a progress bar on a terminal. Raises LogError if the broker stops to answer.
+        `first` has offsets to begin at, by partition; others are read from their beginning. Shows a
+        progress bar on a terminal. Raises LogError if the broker stops to answer.
         """
         with self._consumer() as consumer:
             tps = self._partitions(consumer, topic)
             consumer.assign(tps)
             begins, ends = consumer.beginning_offsets(tps), consumer.end_offsets(tps)
-            consumer.seek_to_beginning(*tps)
-            total = sum(ends[tp] - begins[tp] for tp in tps)
-            behind = {tp for tp in tps if ends[tp] > begins[tp]}
+            wanted = first or {}
+            starts = {tp: min(max(begins[tp], wanted.get(tp.partition, 0)), ends[tp]) for tp in tps}
+            for tp, start in starts.items():
+                consumer.seek(tp, start)
+            total = sum(ends[tp] - starts[tp] for tp in tps)
+            behind = {tp for tp in tps if ends[tp] > starts[tp]}
             idle = 0
             with tqdm(total=total, desc=label, unit="rec", disable=None, leave=False) as bar:
                 while behind:

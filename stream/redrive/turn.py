@@ -1,0 +1,125 @@
+"""Let one redriving process work at a time: the member of a consumer group that has dead-letters.
+
+A process that dies leaves its place when its session ends. By then what it had handed to its
+sockets has long been written, or never will be: the next one sees all of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer
+from kafka.admin import KafkaAdminClient
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.errors import KafkaError
+
+from export.errors import DriftlineError
+from stream.settings import Settings
+
+#: The least that a broker takes by default.
+_SESSION_MS = 6_000
+_HEARTBEAT_MS = 1_500
+#: Between two looks whether the turn is still ours; sending a few hundred records takes less.
+_MAX_SILENCE_MS = 600_000
+_JOIN_PATIENCE_S = 15.0
+_BOOTSTRAP_TIMEOUT_MS = 5000
+
+
+class NotOurTurnError(DriftlineError):
+    """Another process redrives."""
+
+
+class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
+    """This process's turn to redrive, within a `with` block.
+
+    Raises NotOurTurnError where another process has it and does not leave within the session
+    timeout; `say` is told of the wait. Raises KafkaError where Kafka cannot be used.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self._bootstrap = settings.bootstrap
+        self._group = f"{settings.prefix}{settings.group}-redrive"
+        self._topic = settings.topic("dead-letters")
+        self._say = say
+        self._is_settled = False
+        self._has_it = False
+        self._consumer: Any = None
+
+    def __enter__(self) -> Turn:
+        self._wait_for_empty_group()
+        self._consumer = KafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            group_id=self._group,
+            enable_auto_commit=False,
+            session_timeout_ms=_SESSION_MS,
+            heartbeat_interval_ms=_HEARTBEAT_MS,
+            max_poll_interval_ms=_MAX_SILENCE_MS,
+            partition_assignment_strategy=[RangePartitionAssignor],
+            bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
+        )
+        try:
+            self._consumer.subscribe([self._topic], listener=self)
+            # right after its making a topic may be unknown: the group decides again when it is not
+            self._poll_until(lambda: self._has_it)
+            self.check()
+        except BaseException:
+            self._consumer.close(autocommit=False)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close(autocommit=False)
+
+    def check(self) -> None:
+        """Raise NotOurTurnError where the turn was lost; call it before everything that sends."""
+        self._consumer.poll(timeout_ms=0)
+        self._poll_until(lambda: self._is_settled)
+        if not self._has_it:
+            raise NotOurTurnError(
+                f"wanted to be the only one that redrives, but another process of the group "
+                f"{self._group} is: let it end, then start again; what was sent is put down"
+            )
+
+    def on_partitions_revoked(self, revoked: Any) -> None:
+        """Nothing may be sent until the group has decided anew."""
+        self._is_settled = self._has_it = False
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        """The group has decided. The records themselves are read elsewhere."""
+        self._is_settled, self._has_it = True, bool(assigned)
+        self._consumer.pause(*assigned)
+
+    def _poll_until(self, is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _JOIN_PATIENCE_S
+        while not is_so() and time.monotonic() < deadline:
+            self._consumer.poll(timeout_ms=100)
+
+    def _wait_for_empty_group(self) -> None:
+        admin = KafkaAdminClient(
+            bootstrap_servers=self._bootstrap, bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS
+        )
+        try:
+            deadline = time.monotonic() + 2 * _SESSION_MS / 1000
+            is_told = False
+            while self._members(admin):
+                if time.monotonic() > deadline:
+                    raise NotOurTurnError(
+                        f"another process redrives (group {self._group}): let it end, or end it; "
+                        "what it has sent is put down, nothing is sent twice"
+                    )
+                if not is_told:
+                    self._say("waiting for another redrive to end, or for one that died to be gone")
+                    is_told = True
+                time.sleep(0.2)
+        finally:
+            admin.close()
+
+    def _members(self, admin: Any) -> int:
+        if self._group not in {found["group_id"] for found in admin.list_groups()}:
+            return 0
+        try:
+            return len(admin.describe_groups([self._group])[self._group].get("members", ()))
+        except (KafkaError, KeyError):
+            return 0
