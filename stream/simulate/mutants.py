@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from stream.agents import BatchProcessor
-from stream.outbox import Outbox
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import UserRow
 from stream.kafka.batches import RecordBatch
@@ -20,6 +19,7 @@ from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import OFFSET_KEY, SOURCE_KEY, RowTable
+from stream.outbox import Outbox
 from stream.simulate.store import SimulatedStore
 from stream.topics import state_changelog
 
