@@ -1,0 +1,87 @@
+"""A TCP line between a worker and the brokers that can be cut off, and healed.
+
+Nothing is told to either side while it is cut: connections stay open and no byte comes through.
+What was on its way arrives after all when the line heals, as on a real network, where the sender's
+kernel repeats it: requests of a worker that has long lost its partitions among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Mapping
+
+_CHUNK_BYTES = 65_536
+_PATIENCE_S = 10.0
+
+
+class Line:
+    """Listens on the ports of `ports` on 127.0.0.1 and leads each to its target port."""
+
+    def __init__(self, ports: Mapping[int, int]) -> None:
+        self._ports = ports
+        self._loop = asyncio.new_event_loop()
+        self._is_whole = asyncio.Event()
+        self._is_whole.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(_PATIENCE_S)
+
+    def cut(self) -> None:
+        """Let nothing through from now on."""
+        self._loop.call_soon_threadsafe(self._is_whole.clear)
+
+    def heal(self) -> None:
+        """Let all through again, what was held back first."""
+        self._loop.call_soon_threadsafe(self._is_whole.set)
+
+    def close(self) -> None:
+        """Close all connections and listen no more."""
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_PATIENCE_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_PATIENCE_S)
+        self._loop.close()
+
+    async def _listen(self) -> None:
+        for port, target in self._ports.items():
+
+            async def lead(
+                reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int = target
+            ) -> None:
+                task = asyncio.ensure_future(self._lead(reader, writer, target))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+            await asyncio.start_server(lead, "127.0.0.1", port)
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _lead(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int
+    ) -> None:
+        try:
+            await self._is_whole.wait()
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+        except OSError:  # the node is down
+            writer.close()
+            return
+        try:
+            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+        finally:
+            writer.close()
+            far_writer.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Carry one direction to its end; the other one goes on."""
+        with contextlib.suppress(OSError):  # a side that has gone is no fault of the line
+            while data := await reader.read(_CHUNK_BYTES):
+                await self._is_whole.wait()
+                writer.write(data)
+                await writer.drain()
+            await self._is_whole.wait()
+            writer.write_eof()

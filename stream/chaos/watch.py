@@ -1,0 +1,107 @@
+"""Follow the group's commits from outside, and measure for how long nothing is done."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from kafka import TopicPartition
+from kafka.admin import KafkaAdminClient, OffsetSpec
+from kafka.errors import KafkaError
+
+_INTERVAL_S = 0.2
+_TIMEOUT_MS = 3000
+
+Offsets = dict[int, int]
+
+
+class Commits:
+    """Asks the brokers where the log of a topic ends and what the group has committed.
+
+    Raises KafkaError while the brokers do not answer.
+    """
+
+    def __init__(self, bootstrap: str, group: str, topic: str, partitions: int) -> None:
+        self._bootstrap, self._group = bootstrap, group
+        self._tps = [TopicPartition(topic, number) for number in range(partitions)]
+        self._admin: KafkaAdminClient | None = None
+
+    def ends(self) -> Offsets:
+        """Partition -> the offset that the next record will have."""
+        asked = {tp: OffsetSpec.LATEST for tp in self._tps}
+        found = self._connected().list_partition_offsets(asked, timeout_ms=_TIMEOUT_MS)
+        return {tp.partition: at.offset for tp, at in found.items()}
+
+    def committed(self) -> Offsets:
+        """Partition -> the offset that the group goes on from; 0 where it has none."""
+        offsets = self._connected().list_group_offsets(self._group)[self._group]
+        found = {tp: offsets[tp].offset for tp in self._tps if tp in offsets}
+        return {tp.partition: max(found.get(tp, 0), 0) for tp in self._tps}
+
+    def is_done(self, ends: Offsets) -> bool:
+        """Whether all before these ends is committed."""
+        committed = self.committed()
+        return all(committed[partition] >= end for partition, end in ends.items())
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
+
+    def _connected(self) -> KafkaAdminClient:
+        if self._admin is None:
+            self._admin = KafkaAdminClient(
+                bootstrap_servers=self._bootstrap.split(","),
+                client_id="driftline-chaos",
+                request_timeout_ms=_TIMEOUT_MS,
+                bootstrap_timeout_ms=_TIMEOUT_MS,
+                reconnect_backoff_max_ms=500,
+            )
+        return self._admin
+
+
+class Watch(threading.Thread):
+    """Looks at the commits all the time; `longest_s` of what is under way is kept by its name.
+
+    Time counts while events wait and nothing is committed, a broker that does not answer included.
+    It is an upper bound: what happens between two looks, or before a broker answers again, counts.
+    """
+
+    def __init__(self, commits: Commits) -> None:
+        super().__init__(daemon=True)
+        self.longest_s: dict[str, float] = {}
+        self._commits = commits
+        self._under_way = "start"
+        self._lock = threading.Lock()
+        self._stop_asked = threading.Event()
+
+    def note(self, under_way: str) -> None:
+        """What stands still from now on is put down to this."""
+        with self._lock:
+            self._under_way = under_way
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop_asked.set()
+        if self.is_alive():
+            self.join(10 * _TIMEOUT_MS / 1000)
+        self._commits.close()
+
+    def run(self) -> None:
+        moved_s, known = time.monotonic(), -1
+        while not self._stop_asked.wait(_INTERVAL_S):
+            try:
+                committed = self._commits.committed()
+                waiting = sum(self._commits.ends().values()) - sum(committed.values())
+            except (KafkaError, OSError):
+                self._keep(time.monotonic() - moved_s)
+                continue
+            if waiting <= 0 or sum(committed.values()) > known:
+                moved_s, known = time.monotonic(), sum(committed.values())
+            self._keep(time.monotonic() - moved_s)
+
+    def _keep(self, still_s: float) -> None:
+        with self._lock:
+            before = self.longest_s.get(self._under_way, 0.0)
+            self.longest_s[self._under_way] = max(before, still_s)
