@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -27,10 +28,106 @@ def _batch_sizes(ctx: click.Context, option: click.Parameter, text: str) -> list
     return sizes
 
 
-@bench.command("state")
-@click.option(
+def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(0 <= number < 10_000 for number in numbers):
+        raise click.BadParameter(f"wanted numbers such as 0,1,5, got {text!r}", ctx, option)
+    return numbers
+
+
+_bootstrap = click.option(
     "--bootstrap", default=Settings().bootstrap, show_default=True, help="Kafka; a real one."
 )
+_partitions = click.option(
+    "--partitions", type=click.IntRange(1), default=8, show_default=True, help="Of the topics."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+_release = click.option(
+    "--release",
+    "path",
+    type=click.Path(path_type=Path),
+    help="Folder of a release; without it the one that comes with the package.",
+)
+_items = click.option(
+    "--items",
+    type=click.IntRange(100),
+    default=12_000,
+    show_default=True,
+    help="Catalogue; new items are added to the release's.",
+)
+
+
+def _end(report: Any, as_json: bool) -> None:
+    """Print a report; exit code 1 if it does not hold."""
+    click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
+    sys.exit(0 if report.holds else 1)
+
+
+@bench.command("latency")
+@_bootstrap
+@_release
+@click.option(
+    "--loads",
+    callback=_numbers,
+    default="10,50,80",
+    show_default=True,
+    help="Percent of the measured maximum, with commas between.",
+)
+@click.option(
+    "--wait-ms",
+    "waits",
+    callback=_numbers,
+    default="1",
+    show_default=True,
+    help="Values of the setting batch_wait_ms, with commas between.",
+)
+@click.option(
+    "--seconds", type=click.FloatRange(1), default=20.0, show_default=True, help="Of each load."
+)
+@click.option("--users", type=click.IntRange(100), default=20_000, show_default=True)
+@_items
+@_partitions
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="SVG file to draw wait against latency into.",
+)
+@_json
+def latency(
+    bootstrap: str,
+    path: Path | None,
+    loads: list[float],
+    waits: list[float],
+    seconds: float,
+    users: int,
+    items: int,
+    partitions: int,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    """Event or visit to readable list, at shares of the maximum, which is measured first.
+
+    Open loop: a late answer does not slow the sender. Exit code 1 if a state was wrong.
+    """
+    from export.release import open_release
+    from stream.bench.curve import wait_curve
+    from stream.bench.latency import LatencyPlan, bench_latency
+    from stream.bench.whole_engine import bundled_release
+    from stream.cli import reported
+
+    plan = LatencyPlan(loads, waits, seconds, users, items, partitions)
+    with reported():
+        report = bench_latency(bootstrap, open_release(path or bundled_release()), plan)
+    if picture is not None:
+        picture.write_text(wait_curve(report))
+    _end(report, as_json)
+
+
+@bench.command("state")
+@_bootstrap
 @click.option(
     "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Sent once."
 )

@@ -19,10 +19,12 @@ from typing import get_args
 import msgspec
 from msgspec import Struct
 
+from export.event_types import EventRole
 from stream.bench.raw_loop import RawPlan
 from stream.bench.state_check import Contestant, read_changelog, read_deltas, state_errors
 from stream.bench.topics import bench_topics, fill, for_run, make_anew, written_by
 from stream.bench.watched import driftline_command, run_until_committed
+from stream.bench.worker_process import worker_config
 from stream.bench.workload import Workload
 from stream.history import source_fingerprint
 from stream.settings import Settings
@@ -184,21 +186,17 @@ def _raw_command(settings: Settings, batch: int, home: Path) -> list[str]:
 
 
 def _worker_command(settings: Settings, workload: Workload, batch: int, home: Path) -> list[str]:
-    values = {
-        "bootstrap": settings.bootstrap,
-        "prefix": settings.prefix,
-        "group": settings.group,
-        "partitions": settings.partitions,
-        "data_dir": str(home / "data"),
-        "registry": str(home / "registry"),
-        "model": False,
-        "batch_records": batch,
-    }
-    lines = [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in values.items()]
-    for kind in workload.event_types():
-        lines += [f"[event_types.{kind}]", 'role = "positive"', "refreshes = false"]
+    roles = {kind: EventRole("positive", refreshes=False) for kind in workload.event_types()}
+    worker = msgspec.structs.replace(
+        settings,
+        data_dir=str(home / "data"),
+        registry=str(home / "registry"),
+        model=False,
+        batch_records=batch,
+        event_types=roles,
+    )
     config = home / "worker.toml"
-    config.write_text("\n".join(lines) + "\n")
+    worker_config(worker, config)
     return driftline_command("worker", "--config", str(config))
 
 

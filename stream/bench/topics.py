@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -17,13 +17,26 @@ from kafka.errors import KafkaError
 from tqdm import tqdm
 
 from export.errors import DriftlineError
-from stream.bench.workload import Workload, partition_of
+from stream.bench.workload import partition_of
 from stream.settings import Settings
 from stream.topics import create_topics, state_changelog
 
 _BATCH_BYTES = 256 * 1024
 _IN_FLIGHT = 32
 _GONE_TIMEOUT_S = 30.0
+
+
+class Events(Protocol):
+    """What a topic is filled with."""
+
+    @property
+    def events(self) -> int:
+        """How many there are."""
+        ...
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Key and value of each, in the order of sending."""
+        ...
 
 
 class BenchTopicsError(DriftlineError):
@@ -53,7 +66,7 @@ def written_by(settings: Settings) -> list[str]:
     return [state_changelog(settings), settings.topic("item-statistics")]
 
 
-async def fill(settings: Settings, workload: Workload) -> None:
+async def fill(settings: Settings, workload: Events) -> None:
     """Send the workload to `user-events`, and wait until the broker has all of it."""
     topic = settings.topic("user-events")
     producer = AIOKafkaProducer(

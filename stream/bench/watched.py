@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,7 +58,7 @@ def run_until_committed(
     """
     samples = CpuSamples()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=_plain(os.environ))
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=plain_environment())
         try:
             _watch(process, settings, events, timeout_s, title, samples)
             process.terminate()
@@ -117,6 +116,6 @@ def driftline_command(*arguments: str) -> list[str]:
     return [sys.executable, "-c", "from stream.cli import main; main()", *arguments]
 
 
-def _plain(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without settings: those of a benchmark are its own."""
-    return {k: v for k, v in environment.items() if not k.startswith(ENVIRONMENT_PREFIX)}
+def plain_environment() -> dict[str, str]:
+    """This process's variables without settings: those of a benchmark are its own."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}

@@ -1,0 +1,238 @@
+"""Send clicks and visits at a fixed rate, whatever the answers do, and time each one's list.
+
+A sender that waits for a slow answer sends less while the engine is slow, and so hides how slow it
+was (coordinated omission). Here the times of sending are drawn beforehand, and latency counts from
+the time at which an event should have been sent until a consumer has the list that answers it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from stream.bench.workload import partition_of, user_id
+from stream.events import UserEvent, encode
+from stream.settings import Settings
+
+#: Events that should have been sent by now go out together; closer than this they are one send.
+_TICK_S = 0.0005
+_DRAIN_TIMEOUT_S = 60.0
+#: At most so many events are handed to the producer at once, when all are to go out immediately.
+_BURST = 500
+
+
+class _Trigger(Struct):
+    event_id: str
+    coalesced: int
+
+
+class _List(Struct):
+    user_id: str
+    trigger: _Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent: `at_s` are the seconds from the begin, `users` and `items` who and what.
+
+    Every second event is a visit. `name` sets its event ids apart from those of other loads.
+    """
+
+    name: str
+    at_s: NDArray[np.float64]  # [N], ascending
+    users: NDArray[np.int64]  # [N]
+    items: Sequence[str]  # [N]
+
+    @staticmethod
+    def poisson(
+        name: str, rate: float, seconds: float, users: int, items: Sequence[str], seed: int
+    ) -> Load:
+        """Events that come independently of each other, `rate` a second; anybody is next."""
+        rng = np.random.default_rng(seed)
+        gaps = rng.exponential(1 / rate, max(int(rate * seconds), 1))
+        drawn = rng.integers(0, len(items), len(gaps))
+        who = rng.integers(0, users, len(gaps))
+        return Load(name, np.cumsum(gaps), who, [items[i] for i in drawn.tolist()])
+
+    @staticmethod
+    def burst(name: str, events: int, users: int, items: Sequence[str], seed: int) -> Load:
+        """Events of different users, all due at once."""
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(0, len(items), events)
+        who = rng.permutation(users)[:events]
+        return Load(name, np.zeros(len(who)), who, [items[i] for i in drawn[: len(who)].tolist()])
+
+
+@dataclass(slots=True)
+class Answers:
+    """What became of a load. Times are time.monotonic()."""
+
+    begun_s: float = 0.0
+    latency_ms: list[float] = field(default_factory=list)  # of each event, as lists came
+    due_s: list[float] = field(default_factory=list)  # when each of those should have been sent
+    list_s: list[float] = field(default_factory=list)  # when each list was there
+    sent_late_ms: list[float] = field(default_factory=list)  # the sender's own fault
+    unanswered: int = 0
+    mismatched: int = 0  # lists whose trigger is none of the events that they answer
+
+    def percentile_ms(self, percent: float) -> float:
+        """Latency that so many percent of the events stay below."""
+        return float(np.percentile(self.latency_ms, percent)) if self.latency_ms else float("nan")
+
+    def wrong(self) -> list[str]:
+        """Why the figures count for nothing; empty where they count."""
+        found = []
+        if self.unanswered:
+            found.append(f"{self.unanswered} events have no list")
+        if self.mismatched:
+            found.append(f"{self.mismatched} lists name an event that they do not answer")
+        return found
+
+
+class OpenLoop:
+    """A producer of events and a consumer of lists, for one load after another."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._events = settings.topic("user-events")
+        self._lists = settings.topic("recommendations")
+        self._producer = AIOKafkaProducer(bootstrap_servers=settings.bootstrap, acks="all")
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=settings.bootstrap, group_id=None, enable_auto_commit=False
+        )
+        self._decode = msgspec.json.Decoder(_List).decode
+        self._waiting: dict[str, deque[tuple[str, float]]] = defaultdict(deque)
+        self._left = 0
+
+    async def __aenter__(self) -> OpenLoop:
+        await self._producer.start()
+        await self._consumer.start()
+        tps = [TopicPartition(self._lists, number) for number in range(self._settings.partitions)]
+        self._consumer.assign(tps)
+        await self._consumer.seek_to_end(*tps)
+        for tp in tps:  # the position is known, so that nothing sent from now on is missed
+            await self._consumer.position(tp)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+        await self._producer.stop()
+
+    async def run(
+        self, load: Load, while_running: Callable[[float], None] | None = None
+    ) -> Answers:
+        """Send a load and wait for its lists, for a minute after the last event was sent.
+
+        `while_running` is called about twice a second with the seconds since the begin.
+        """
+        answers = Answers()
+        self._waiting.clear()
+        self._left = len(load.at_s)
+        values = self._encoded(load)
+        answers.begun_s = time.monotonic()
+        listening = asyncio.create_task(self._listen(answers))
+        watching = asyncio.create_task(_every_half_second(answers.begun_s, while_running))
+        try:
+            await self._send(load, values, answers)
+            async with asyncio.timeout(_DRAIN_TIMEOUT_S):
+                await listening
+        except TimeoutError:
+            pass
+        finally:
+            listening.cancel()
+            watching.cancel()
+            await asyncio.gather(listening, watching, return_exceptions=True)
+        answers.unanswered = self._left
+        return answers
+
+    def _encoded(self, load: Load) -> list[tuple[str, str, bytes, bytes, int]]:
+        """(user, event id, key, value, partition) of each event; the clock costs nothing later."""
+        begin_ms = int(time.time() * 1000)
+        rows = []
+        for number, (at_s, who, item) in enumerate(
+            zip(load.at_s.tolist(), load.users.tolist(), load.items, strict=True)
+        ):
+            user, event_id = user_id(who), f"{load.name}-{number:08d}"
+            event_ms = begin_ms + int(at_s * 1000)
+            event = (
+                UserEvent(event_id, "visit", event_ms, user_id=user)
+                if number % 2
+                else UserEvent(event_id, "click", event_ms, user_id=user, item_id=item)
+            )
+            key = user.encode()
+            place = partition_of(key, self._settings.partitions)
+            rows.append((user, event_id, key, encode(event), place))
+        return rows
+
+    async def _send(
+        self, load: Load, values: list[tuple[str, str, bytes, bytes, int]], answers: Answers
+    ) -> None:
+        due = (load.at_s + answers.begun_s).tolist()
+        at, sent = 0, []
+        while at < len(due):
+            now_s = time.monotonic()
+            end = at
+            while end < len(due) and due[end] <= now_s + _TICK_S and end - at < _BURST:
+                user, event_id, key, value, partition = values[end]
+                self._waiting[user].append((event_id, due[end]))
+                sent.append(
+                    await self._producer.send(
+                        self._events, key=key, value=value, partition=partition
+                    )
+                )
+                answers.sent_late_ms.append(max(now_s - due[end], 0.0) * 1e3)
+                end += 1
+            at = end
+            if at < len(due):
+                await asyncio.sleep(max(due[at] - time.monotonic(), 0))
+        await asyncio.gather(*sent)
+
+    async def _listen(self, answers: Answers) -> None:
+        while self._left:
+            fetched = await self._consumer.getmany(timeout_ms=200)
+            now_s = time.monotonic()
+            for records in fetched.values():
+                for record in records:
+                    if record.value is not None:
+                        self._take(self._decode(record.value), now_s, answers)
+
+    def _take(self, found: _List, now_s: float, answers: Answers) -> None:
+        """Enter a list: it answers the oldest events of its user, as many as it says."""
+        waiting = self._waiting.get(found.user_id, deque())
+        answered = [waiting.popleft() for _ in range(min(found.trigger.coalesced, len(waiting)))]
+        if not answered:
+            return  # sent again after a crash, or of an earlier load
+        answers.mismatched += found.trigger.event_id not in [name for name, _ in answered]
+        answers.latency_ms += [(now_s - due_s) * 1e3 for _, due_s in answered]
+        answers.due_s += [due_s for _, due_s in answered]
+        answers.list_s.append(now_s)
+        self._left -= len(answered)
+
+
+async def _every_half_second(begun_s: float, call: Callable[[float], None] | None) -> None:
+    while call is not None:
+        call(time.monotonic() - begun_s)
+        await asyncio.sleep(0.5)
+
+
+def sustained_rate(answers: Answers, events: int) -> float:
+    """Events a second while a burst was worked off: from the first tenth of its lists to the end.
+
+    The first ones wait for the first fetch, and come before there is a full batch.
+    """
+    at: Any = np.sort(np.asarray(answers.list_s))
+    if len(at) < 2:
+        return float("nan")
+    first = len(at) // 10
+    share = (len(at) - 1 - first) / len(at)
+    return float(events * share / max(at[-1] - at[first], 1e-9))
