@@ -21,7 +21,7 @@ import asyncio
 import functools
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -30,6 +30,7 @@ import numpy as np
 from kafka.partitioner import murmur2
 
 from stream import metrics
+from stream.control import hidden_rows
 from stream.events import encode
 from stream.guards import Guards
 from stream.interests import user_interests
@@ -137,6 +138,9 @@ class BatchProcessor:
         folded = time.perf_counter()
         self._on_step("rank")
         outbox = Outbox()
+        # before the lists: those of this batch are of what came after
+        self._take_away("recommendations", batch.no_list, outbox)
+        self._take_away("interests", batch.no_interests, outbox)
         refreshes, context = await self._rank(batch, outbox)  # 4.
         ranked = time.perf_counter()
         self._add_results(batch, context, outbox)
@@ -190,7 +194,8 @@ class BatchProcessor:
         ):
             ordered = (await lists).ordered(live.index.hashes, self._settings.list_length)
             made = refreshes_of(users, request, origin, ordered, context)
-            metrics.EMPTY_LISTS.inc(len(users) - len(made))
+            if len(made) < len(users):
+                self._take_away_empty(users, made, outbox)
             for refresh in made:
                 if self._refreshes.is_worth_sending(refresh.user, live.index.hashes[refresh.rows]):
                     self._add_refresh(refresh, context, outbox)
@@ -205,6 +210,7 @@ class BatchProcessor:
             context.ranker.event_types,
             len(context.live.known),
             self._settings.seen_items == "filter",
+            hidden_rows(self._live.index, self._live.catalogue),
         )
 
     def _ranked(
@@ -215,6 +221,20 @@ class BatchProcessor:
             context.ranker.rank, requests, context.live, self._settings.list_length
         )
         return asyncio.get_running_loop().run_in_executor(self._thread, rank)
+
+    def _take_away(self, topic: str, users: Iterable[TouchedUser], outbox: Outbox) -> None:
+        """Say that there is nothing of these users on a topic any more."""
+        for user in users:
+            outbox.add(self._settings.topic(topic), user.partition, list_key(user), None)
+
+    def _take_away_empty(
+        self, users: list[TouchedUser], made: list[Refresh], outbox: Outbox
+    ) -> None:
+        """A list of which nothing is left by its user's filters must not stay as it was."""
+        metrics.EMPTY_LISTS.inc(len(users) - len(made))
+        listed = {refresh.user.key for refresh in made}
+        empty = [user for user in users if user.row.filters and user.key not in listed]
+        self._take_away("recommendations", empty, outbox)
 
     def _add_results(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
         """Put in what a batch sends besides lists and changelog rows."""

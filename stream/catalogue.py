@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from export.catalogue import attributes_of
 from export.items import ItemIndex
+from stream.control import group_key
 from stream.events import Item, decode_item
 
 #: A record of `items` above this is refused; text of 20,000 characters and a vector fit in.
@@ -28,6 +29,7 @@ class CatalogueItem:
     categories: tuple[str, ...]
     attributes: tuple[str, ...]
     is_listable: bool
+    groups: tuple[bytes, ...]  # its categories and creator, as filters know them
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Catalogue:
         self._changed_at: dict[int, int] = {}  # row -> count of changes when it last changed
         self._index = index
         self._hidden: set[int] = set()
+        self._rows_in: dict[bytes, set[int]] = {}  # group -> rows of its items
         self._categories: list[tuple[str, ...]] = []
         self._published_ms = np.zeros(0, dtype=np.int64)
         self._is_handed_out = False  # the two above: they are copied before they change
@@ -93,6 +96,7 @@ class Catalogue:
         self.items[item.item_id] = entry = _entry(item)
         if known is None or known.attributes != entry.attributes:
             self._note_change(row)
+        self._set_groups(row, known.groups if known else (), entry.groups)
         self._set_listable(row, entry.is_listable)
         published_ms = _LONG_AGO_MS if item.publish_time is UNSET else item.publish_time
         self._set_columns(row, entry.categories, published_ms)
@@ -118,14 +122,20 @@ class Catalogue:
         item = self.items.get(item_id)
         return item.categories if item else ()
 
+    def rows_in(self, group: bytes) -> set[int]:
+        """The rows of the items of a category or a creator, given as a `group_key`."""
+        return self._rows_in.get(group, set())
+
     def attributes(self, item_id: str) -> tuple[str, ...]:
         """What the model knows the item by besides its id."""
         item = self.items.get(item_id)
         return item.attributes if item else ()
 
     def _delete(self, item_id: str) -> None:
-        if self.items.pop(item_id, None) is not None:
+        known = self.items.pop(item_id, None)
+        if known is not None:
             row = self._index.row(item_id)
+            self._set_groups(row, known.groups, ())
             self._note_change(row)
             self._set_listable(row, False)
             self._set_columns(row, (), _LONG_AGO_MS)
@@ -145,6 +155,16 @@ class Catalogue:
         self._categories[row] = categories
         self._published_ms[row] = published_ms
 
+    def _set_groups(self, row: int, before: tuple[bytes, ...], now: tuple[bytes, ...]) -> None:
+        if before == now:
+            return
+        for group in before:
+            self._rows_in[group].discard(row)
+            if not self._rows_in[group]:
+                del self._rows_in[group]
+        for group in now:
+            self._rows_in.setdefault(group, set()).add(row)
+
     def _set_listable(self, row: int, is_listable: bool) -> None:
         if is_listable == (row in self._hidden):
             (self._hidden.discard if is_listable else self._hidden.add)(row)
@@ -157,11 +177,16 @@ class Catalogue:
 
 def _entry(item: Item) -> CatalogueItem:
     categories = () if item.categories is UNSET else tuple(item.categories)
+    creator_id = "" if item.creator_id is UNSET else item.creator_id
     attributes = attributes_of(
         "" if item.title is UNSET else item.title,
         list(categories),
         [] if item.tags is UNSET else item.tags,
-        "" if item.creator_id is UNSET else item.creator_id,
+        creator_id,
     )
+    groups = {group_key("category", name) for name in categories}
+    groups |= {group_key("creator", creator_id)} if creator_id else set()
     is_listable = item.available is not False and item.hidden is not True
-    return CatalogueItem(item.version, categories, tuple(attributes), is_listable)
+    return CatalogueItem(
+        item.version, categories, tuple(attributes), is_listable, tuple(sorted(groups))
+    )

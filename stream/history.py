@@ -7,6 +7,8 @@ concatenation of bytes; nothing is decoded that is not needed.
 
 Layout, version 1, little-endian: `_HEADER`, then the events (40 bytes each, `EVENT`), then 64-bit
 hashes: the dedupe ring, items taken beyond the history, items served last, the last rec_ids.
+Version 2 has `_CONTROLS` after that, and what the user does not want listed (17 bytes each,
+`FILTER`). A row is written in it only when the user has asked for something of that kind.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from numpy.typing import NDArray
 from export.errors import DriftlineError
 from export.statistics import CHAIN_DEPTH
 
-CODEC_VERSION = 1
+#: Without and with what the user has asked for in control events.
+PLAIN_VERSION, CONTROLS_VERSION = 1, 2
 
 #: One event of a history. A missing value or portion is NaN, a missing session 0.
 EVENT = np.dtype(
@@ -40,7 +43,13 @@ EVENT = np.dtype(
 _EVENT = struct.Struct("<QqqffII")
 _EVENT_BYTES = _EVENT.size
 _HEADER = struct.Struct("<BBHHHHHIQqQqqQ")
+#: Up to which source offset nothing may be listed, and how many filters follow.
+_CONTROLS = struct.Struct("<qH")
+#: One thing that is not to be listed: kind, hash of its name, time in ms at which this ends.
+FILTER = struct.Struct("<B8sq")
 _HASH_BYTES = 8
+#: A `silent_until` above every offset: the user has opted out.
+OPTED_OUT = 2**63 - 1
 #: The bit of a header's flags that says: a list of this user is postponed.
 _POSTPONED = 1
 #: Lists of a user whose ids and first items the row remembers.
@@ -97,6 +106,7 @@ class UserRow:
         "applied_offset",
         "events",
         "events_total",
+        "filters",
         "fingerprint",
         "interests_digest",
         "is_postponed",
@@ -106,6 +116,7 @@ class UserRow:
         "ring",
         "seq",
         "served",
+        "silent_until",
         "taken",
     )
 
@@ -124,6 +135,11 @@ class UserRow:
         self.is_postponed = False
         self.events_total = 0
         self.interests_digest = 0
+        #: Events up to this source offset make no list due: they were erased, or the user had
+        #: opted out. OPTED_OUT stands for all events to come.
+        self.silent_until = -1
+        #: FILTERs, the oldest first.
+        self.filters = b""
 
     @classmethod
     def decode(cls, data: bytes, fingerprint: int) -> UserRow:
@@ -132,10 +148,11 @@ class UserRow:
         Raises RowError for bytes of another codec version or another length than they tell, and
         for a row whose offsets belong to another topic or partition count.
         """
-        if len(data) < _HEADER.size or data[0] != CODEC_VERSION:
+        if len(data) < _HEADER.size or data[0] not in (PLAIN_VERSION, CONTROLS_VERSION):
             raise RowError(
-                f"wanted a row of codec version {CODEC_VERSION}, got {data[:1].hex()!r} and "
-                f"{len(data)} bytes; run the version that wrote it, or rebuild the state"
+                f"wanted a row of codec version {PLAIN_VERSION} or {CONTROLS_VERSION}, got "
+                f"{data[:1].hex()!r} and {len(data)} bytes; run the version that wrote it, or "
+                "rebuild the state"
             )
         row = cls(fingerprint)
         _, flags, n_events, n_ring, n_taken, n_served, n_rec_ids, total, source, *rest = (
@@ -160,6 +177,8 @@ class UserRow:
         row.served = data[begin:end]
         begin, end = end, end + n_rec_ids * _HASH_BYTES
         row.rec_ids = data[begin:end]
+        if data[0] == CONTROLS_VERSION:
+            end = row._read_controls(data, end)
         if end != len(data):
             raise RowError(
                 f"wanted a row of {end} bytes, got {len(data)}; the state is damaged: remove the "
@@ -169,8 +188,9 @@ class UserRow:
 
     def encode(self) -> bytes:
         """The row as bytes; `decode` gives the same row back."""
+        version = self.codec_version
         header = _HEADER.pack(
-            CODEC_VERSION,
+            version,
             _POSTPONED if self.is_postponed else 0,
             len(self.events) // _EVENT_BYTES,
             len(self.ring) // _HASH_BYTES,
@@ -185,7 +205,16 @@ class UserRow:
             self.list_ms,
             self.interests_digest,
         )
-        return b"".join((header, self.events, self.ring, self.taken, self.served, self.rec_ids))
+        data = (header, self.events, self.ring, self.taken, self.served, self.rec_ids)
+        if version == PLAIN_VERSION:
+            return b"".join(data)
+        controls = _CONTROLS.pack(self.silent_until, len(self.filters) // FILTER.size)
+        return b"".join((*data, controls, self.filters))
+
+    @property
+    def codec_version(self) -> int:
+        """The version in which this row is written."""
+        return CONTROLS_VERSION if self.filters or self.silent_until >= 0 else PLAIN_VERSION
 
     def __len__(self) -> int:
         """Events in the history."""
@@ -236,10 +265,40 @@ class UserRow:
             self.ring = (self.ring + event_hash)[-limits.dedupe_ring * _HASH_BYTES :]
         return _items_before(events, at)
 
+    def forget_events(self) -> None:
+        """Forget what the user did and was shown; the ring still knows what came before."""
+        self.events = self.taken = self.served = b""
+        self.events_total = self.newest_ms = self.interests_digest = 0
+
+    def forget_user(self, offset: int) -> None:
+        """Forget all but `seq` and how far the source is applied; `offset` is that of the wish.
+
+        Events up to it make no list due from now on, also when they are read again after a crash.
+        """
+        self.forget_events()
+        self.ring = self.rec_ids = self.filters = b""
+        self.list_ms = 0
+        self.is_postponed = False
+        self.silent_until = offset
+
     def served_list(self, rec_id: bytes, items: NDArray[np.uint64]) -> None:
         """Remember a list that is about to be sent: its id (8 bytes) and its first items."""
         self.served = items[:MAX_SERVED].astype("<u8").tobytes()
         self.rec_ids = (self.rec_ids + rec_id)[-MAX_REC_IDS * _HASH_BYTES :]
+
+    def _read_controls(self, data: bytes, at: int) -> int:
+        """Read what version 2 has after version 1, at byte `at`; returns where it ends.
+
+        The end of cut bytes is put behind theirs, for `decode` to refuse.
+        """
+        begin = at + _CONTROLS.size
+        if begin > len(data):
+            return begin
+        n_filters: int
+        self.silent_until, n_filters = _CONTROLS.unpack_from(data, at)
+        end = begin + n_filters * FILTER.size
+        self.filters = data[begin:end]
+        return end
 
     def _drop_oldest(self, max_taken: int) -> None:
         item = self.events[:_HASH_BYTES]

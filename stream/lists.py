@@ -29,7 +29,6 @@ from stream.events import (
     StateReference,
     Trigger,
 )
-from stream.history import CODEC_VERSION
 from stream.ranker import Ranker
 from stream.requests import LiveTensors
 from stream.settings import Settings
@@ -147,7 +146,7 @@ def messages(
         state=StateReference(
             refresh.state_digest,
             len(user.row),
-            CODEC_VERSION,
+            user.row.codec_version,
             user.row.newest_ms,
             user.row.applied_offset,
             user.row.events_total,

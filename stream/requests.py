@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from export.features import MAX_HISTORY, OTHER_TYPE, age_buckets, gate_features
 from export.items import NO_ROW, ItemIndex, Rows
 from export.statistics import CHAIN_DEPTH, ItemStatistics
+from stream.control import HiddenRows
 from stream.history import UserRow
 
 
@@ -66,11 +67,13 @@ def build_requests(
     event_types: Mapping[int, int],
     size: int,
     filters_seen: bool,
+    hidden_rows: HiddenRows | None = None,
 ) -> RankRequests:
     """Columns for users given as (row, request time in ms).
 
     `event_types` maps a type's 32-bit hash to its row in the release, `size` is V. Items of a
-    history that are in no index are left out: nothing is known of them.
+    history that are in no index are left out: nothing is known of them. `hidden_rows` tells what
+    a user with filters does not want listed; without it filters are passed over.
     """
     events = [row.history()[-MAX_HISTORY:] for row, _ in users]
     lengths = np.array([len(history) for history in events], dtype=np.int64)
@@ -109,7 +112,7 @@ def build_requests(
         ),
         chain_rows,
         chain_weights,
-        _seen([row for row, _ in users], index, size, filters_seen),
+        _unlisted(users, index, size, filters_seen, hidden_rows),
     )
 
 
@@ -164,13 +167,25 @@ def _chains(
     return all_rows, weights
 
 
-def _seen(rows: Sequence[UserRow], index: ItemIndex, size: int, filters_seen: bool) -> Rows:
+def _unlisted(
+    users: Sequence[tuple[UserRow, int]],
+    index: ItemIndex,
+    size: int,
+    filters_seen: bool,
+    hidden_rows: HiddenRows | None,
+) -> Rows:
     """[B, S] rows that may not be listed, padded with `size`."""
-    if not filters_seen:
-        return np.full((len(rows), 1), size, dtype=np.int64)
-    taken = [row.taken_items() for row in rows]
-    seen = np.full((len(rows), max(1, *map(len, taken))), size, dtype=np.int64)
+    taken = [row.taken_items() for row, _ in users] if filters_seen else []
+    hidden = {
+        user: hidden_rows(row, request_ms)
+        for user, (row, request_ms) in enumerate(users)
+        if row.filters and hidden_rows is not None
+    }
+    width = max(1, *map(len, taken), 1) + max(map(len, hidden.values()), default=0)
+    seen = np.full((len(users), width), size, dtype=np.int64)
     for user, hashes in enumerate(taken):
         seen[user, : len(hashes)] = index.rows_of_hashes(hashes)
+    for user, rows in hidden.items():
+        seen[user, width - len(rows) :] = rows
     seen[(seen == NO_ROW) | (seen > size)] = size
     return seen

@@ -40,6 +40,18 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """What a user asks of the engine, at the place where it counts."""
+
+    user: tuple[str, str, str]  # tenant, u, id
+    event_id: str
+    type: str
+    time_ms: int
+    target: str | None
+    until_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A record that belongs on dead-letters."""
 
@@ -61,7 +73,7 @@ class EventRules:
         self._partitions = partitions
         self._partition_of_key: dict[bytes, int] = {}
 
-    def judge(self, record: Any) -> Event | Refused | SentOn | None:
+    def judge(self, record: Any) -> Event | Control | Refused | SentOn | None:
         """What a record is; None: valid, and of a type that changes nothing."""
         try:
             fields = self._fields(record)
@@ -72,6 +84,8 @@ class EventRules:
         key = owner.encode()
         if record.key != key:
             return SentOn(key)
+        if fields.get("schema") == _CONTROL_SCHEMA:
+            return self._control(fields, key, record)
         role = self._settings.role_of(fields["type"])
         if role is None or role.role in ("impression", "ignored"):
             return None
@@ -90,6 +104,18 @@ class EventRules:
             role.refreshes and fields.get("scenario", "home") == "home",
         )
 
+    def _control(self, fields: dict[str, Any], key: bytes, record: Any) -> Control | SentOn:
+        if self.partition_of(key) != record.partition:
+            return SentOn(key)
+        return Control(
+            (fields.get("tenant", "default"), "u", fields["user_id"]),
+            fields["event_id"],
+            fields["type"],
+            min(fields["event_time"], record.timestamp),
+            fields.get("target"),
+            fields.get("until"),
+        )
+
     def partition_of(self, key: bytes) -> int:
         """Where Kafka's default partitioner puts a key."""
         partition = self._partition_of_key.get(key)
@@ -104,16 +130,16 @@ class EventRules:
         if len(record.value) > self._settings.max_event_bytes:
             raise _RefusedError("too long")
         fields = _decode(record.value)
-        for name, is_valid in _NEEDED.items():
-            if name not in fields or not is_valid(fields[name]):
-                raise _RefusedError(name)
-        for name, is_valid in _OPTIONAL.items():
-            if name in fields and not is_valid(fields[name]):
-                raise _RefusedError(name)
-        if "user_id" not in fields and "anonymous_id" not in fields:
-            raise _RefusedError("no owner")
+        is_control = fields.get("schema") == _CONTROL_SCHEMA
+        _see_fields(fields, *(_OF_CONTROL if is_control else _OF_EVENT))
         if fields["event_time"] > record.timestamp + self._settings.max_future_ms:
             raise _RefusedError("in the future")
+        if is_control:
+            if fields["type"] in _WITH_TARGET and "target" not in fields:
+                raise _RefusedError("no target")
+            return fields
+        if "user_id" not in fields and "anonymous_id" not in fields:
+            raise _RefusedError("no owner")
         role = self._settings.role_of(fields["type"])
         if role and role.role in ("positive", "negative") and "item_id" not in fields:
             raise _RefusedError("no item")
@@ -122,6 +148,19 @@ class EventRules:
 
 class _RefusedError(Exception):
     pass
+
+
+def _see_fields(
+    fields: dict[str, Any],
+    needed: dict[str, Callable[[Any], bool]],
+    optional: dict[str, Callable[[Any], bool]],
+) -> None:
+    for name, is_valid in needed.items():
+        if name not in fields or not is_valid(fields[name]):
+            raise _RefusedError(name)
+    for name, is_valid in optional.items():
+        if name in fields and not is_valid(fields[name]):
+            raise _RefusedError(name)
 
 
 def _decode(value: bytes) -> dict[str, Any]:
@@ -239,3 +278,19 @@ _OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "consent": lambda value: value in ("full", "session", "none"),
     "source": _is_text(0, 128),
 }
+_OF_EVENT = _NEEDED, _OPTIONAL
+
+_CONTROL_SCHEMA = "driftline.control/1"
+_WITH_TARGET = ("item_block", "category_mute", "creator_block")
+#: Those that workers do; the others are refused.
+_CONTROL_TYPES = (*_WITH_TARGET, "user_delete", "user_opt_out", "user_opt_in", "history_reset")
+_OF_CONTROL: tuple[dict[str, Callable[[Any], bool]], dict[str, Callable[[Any], bool]]] = (
+    _NEEDED | {"type": lambda value: value in _CONTROL_TYPES, "user_id": _is_id},
+    {
+        "tenant": _matches(_TENANT),
+        "from_anonymous_id": _is_id,
+        "target": _is_id,
+        "until": _is_count,
+        "request_id": _is_text(0, 64),
+    },
+)

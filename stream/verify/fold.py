@@ -5,7 +5,8 @@
    changelog up to where it says it stands.
 3. The deltas on item-statistics must count each folded event once, and a worker's own counts, as
    it saved them, must be those of the log.
-4. Every user with a due event must have a list ranked with it.
+4. Every user with a due event must have a list ranked with it; a user who was deleted or has
+   opted out must have none, and no interests.
 5. Every refused record must be on dead-letters, every record of another key must have been sent
    on, and the group must have committed all.
 
@@ -22,8 +23,8 @@ from typing import Any
 from stream.settings import Settings
 from stream.verify.counts import check_snapshot
 from stream.verify.deltas import check_deltas
-from stream.verify.events import Event, EventRules, Refused, SentOn
-from stream.verify.lists import SentLists, applied_offsets, check_lists
+from stream.verify.events import Control, Event, EventRules, Refused, SentOn
+from stream.verify.lists import SentLists, applied_offsets, check_interests, check_lists
 from stream.verify.report import Check, Report
 from stream.verify.rows import Changelog, check_disk, check_rows
 from stream.verify.topics import KafkaLog, LogError
@@ -64,6 +65,7 @@ def verify_fold(settings: Settings, data_dirs: list[Path]) -> Report:
     sent = SentLists.of(log.read(settings.topic("recommendations"), "lists"))  # 4
     applied = applied_offsets(log.read(settings.topic("decisions"), "decisions"), sent)
     lists = check_lists(sent, applied, state, stored, topic)
+    interests = check_interests(log.read(settings.topic("interests"), "interests"), state)
     letters = check_dead_letters(
         log.read(settings.topic("dead-letters"), "letters"), events, folded
     )
@@ -74,6 +76,7 @@ def verify_fold(settings: Settings, data_dirs: list[Path]) -> Report:
             deltas,
             counts,
             lists,
+            interests,
             letters,  # 5
             check_sent_on(folded, EventRules(settings, len(ends))),
             check_commits(log.committed(app, events), ends),
@@ -95,7 +98,7 @@ def fold_log(log: KafkaLog, settings: Settings, partitions: int) -> FoldedLog:
     for record in log.read(topic, "events"):
         folded.records += 1
         judged = rules.judge(record)
-        if isinstance(judged, Event):
+        if isinstance(judged, Event | Control):
             folded.state.apply(judged, record.partition, record.offset)
         elif isinstance(judged, Refused):
             folded.refused.add((record.partition, record.offset))

@@ -23,12 +23,15 @@ _SOURCE_KEY = b"\x00source"
 _OWN_KEYS = (_SOURCE_KEY, b"\x00postponed")
 _POSITION_KEY = b"__faust\x00offset__"
 _SEPARATOR = "\x1f"
-_VERSION = 1
+_PLAIN, _WITH_CONTROLS = 1, 2
+#: Of version 2: the last source offset that makes no list due, and how many filters follow.
+_CONTROLS = struct.Struct("<qH")
+_FILTER = struct.Struct("<B8sq")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """A row of version 1, taken apart."""
+    """A row of version 1 or 2, taken apart."""
 
     fingerprint: int
     events: tuple[bytes, ...]
@@ -41,11 +44,13 @@ class StoredRow:
     seq: int
     newest_ms: int
     is_postponed: bool
+    silent_until: int | None
+    filters: tuple[tuple[int, bytes, int], ...]
 
     @classmethod
     def parse(cls, data: bytes) -> StoredRow:
         """Raises ValueError for bytes that are no such row."""
-        if len(data) < _HEADER.size or data[0] != _VERSION:
+        if len(data) < _HEADER.size or data[0] not in (_PLAIN, _WITH_CONTROLS):
             raise ValueError(f"{len(data)} bytes, version {data[:1].hex()}")
         _, flags, *counts, total, fingerprint, applied, seq, newest, _, _ = _HEADER.unpack_from(
             data
@@ -55,6 +60,10 @@ class StoredRow:
         for count, size in zip(counts, sizes, strict=True):
             parts.append(tuple(data[at + i * size : at + (i + 1) * size] for i in range(count)))
             at += count * size
+        silent_until: int | None = None
+        filters: tuple[tuple[int, bytes, int], ...] = ()
+        if data[0] == _WITH_CONTROLS:
+            silent_until, filters, at = _controls(data, at)
         if at != len(data):
             raise ValueError(f"{len(data)} bytes where the header tells {at}")
         events, ring, taken, served, rec_ids = parts
@@ -70,11 +79,26 @@ class StoredRow:
             seq,
             newest,
             bool(flags & _POSTPONED_FLAG),
+            silent_until,
+            filters,
         )
 
     def offsets(self) -> list[int]:
         """The source offsets of the events in the history."""
         return [_HISTORY_EVENT.unpack(event)[2] for event in self.events]
+
+
+def _controls(data: bytes, at: int) -> tuple[int | None, tuple[tuple[int, bytes, int], ...], int]:
+    """What version 2 has at byte `at`, and where it ends."""
+    if len(data) < at + _CONTROLS.size:
+        raise ValueError(f"{len(data)} bytes of version 2, of which version 1 takes {at}")
+    silent_until, count = _CONTROLS.unpack_from(data, at)
+    begin = at + _CONTROLS.size
+    end = begin + count * _FILTER.size
+    if end > len(data):
+        raise ValueError(f"{len(data)} bytes where {count} filters end at {end}")
+    kept = tuple((k, t, u) for k, t, u in _FILTER.iter_unpack(data[begin:end]))
+    return None if silent_until < 0 else silent_until, kept, end
 
 
 @dataclass(slots=True)
@@ -152,6 +176,8 @@ def _compare(
         "taken items": (tuple(user.taken), row.taken),
         "applied offset": (user.applied_offset, row.applied_offset),
         "newest event time": (user.newest_ms, row.newest_ms),
+        "offset that nothing is listed up to": (user.silent_until(), row.silent_until),
+        "filters": (tuple(user.filters), row.filters),
     }
     for what, (should, has) in pairs.items():
         if should != has:

@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from stream.settings import Settings
-from stream.verify.events import Event
+from stream.verify.events import Control, Event
 
 _HISTORY_EVENT = struct.Struct("<QqqffII")
 #: An event is linked with so many items before it.
 _LINKS = 5
 _SIXTEENTHS = 16
+_MAX_FILTERS = 256
+_FOR_EVER_MS = 2**63 - 1
+_FILTER_KINDS = {"item_block": 1, "category_mute": 2, "creator_block": 3}
 
 
 class Delta(NamedTuple):
@@ -42,6 +45,19 @@ class ExpectedUser:
     due_visit_offset: int = -1
     due_ms: int = 0  # time of the event at due_offset
     taken_ever: set[int] = field(default_factory=set)
+    filters: list[tuple[int, bytes, int]] = field(default_factory=list)  # kind, target, end in ms
+    forgotten_offset: int = -1  # of the newest delete or opt-out
+    opted_in_offset: int = -1  # of an opt-in after an opt-out
+    has_opted_out: bool = False
+    shown_nothing_offset: int = -1  # of what made the row forget what was listed last
+    no_interests_offset: int = -1  # of what took the interests away
+
+    def silent_until(self) -> int | None:
+        """The last event that makes nothing due; None: there is no such event yet."""
+        if self.has_opted_out:
+            return _FOR_EVER_MS
+        last = max(self.forgotten_offset, self.opted_in_offset)
+        return None if last < 0 else last
 
 
 class ExpectedState:
@@ -61,11 +77,17 @@ class ExpectedState:
         """Whether the list due last may have been skipped: it would have expired by now."""
         return user.due_ms + self._list_lifetime_ms <= self.newest_ms
 
-    def apply(self, event: Event, partition: int, offset: int) -> None:
+    def apply(self, event: Event | Control, partition: int, offset: int) -> None:
         """Take the next event of its partition."""
         user = self.users.get(event.user)
         if user is None:
             user = self.users[event.user] = ExpectedUser(partition)
+        if isinstance(event, Control):
+            self._obey(user, event, offset)
+            return
+        if user.has_opted_out:
+            user.applied_offset = offset
+            return
         if event.makes_due:
             user.due_offset, user.due_ms = offset, event.time_ms
             if event.role.role == "visit":
@@ -99,10 +121,7 @@ class ExpectedState:
         user.history.insert(place, (event.time_ms, offset, packed))
         if len(user.history) > self._max_history:
             self._take(user, user.history.pop(0)[2][:8])
-        if self._ring_size:
-            user.ring.append(event_hash)
-            if len(user.ring) > self._ring_size:
-                user.ring.popleft()
+        self._remember_id(user, event_hash)
         user.taken_ever.add(item)
         user.events_total += 1
         user.newest_ms = max(user.newest_ms, event.time_ms)
@@ -110,11 +129,65 @@ class ExpectedState:
         weight = round(event.role.weight * _SIXTEENTHS) if event.role.role == "positive" else 0
         self.deltas[partition, offset] = Delta(event.item_id, previous, event.time_ms, weight)
 
+    def _obey(self, user: ExpectedUser, control: Control, offset: int) -> None:
+        """Take a control event: once by its id, as others."""
+        event_hash = hash8(control.event_id)
+        if control.type in (*_FILTER_KINDS, "history_reset") and not user.has_opted_out:
+            user.due_offset, user.due_ms = offset, control.time_ms
+        user.applied_offset = offset
+        if event_hash in user.ring:
+            self.duplicates += 1
+            return
+        if control.type == "user_opt_in":
+            user.opted_in_offset = offset if user.has_opted_out else user.opted_in_offset
+            user.has_opted_out = False
+        elif control.type == "history_reset":
+            _forget_history(user, offset)
+        elif control.type in _FILTER_KINDS:
+            user.filters = _with_filter(user.filters, control)
+            user.shown_nothing_offset = offset
+        else:
+            _forget_all(user, offset)
+            user.has_opted_out = control.type == "user_opt_out"
+            if control.type == "user_delete":
+                user.filters = []
+        self._remember_id(user, event_hash)
+
+    def _remember_id(self, user: ExpectedUser, event_hash: bytes) -> None:
+        if self._ring_size:
+            user.ring.append(event_hash)
+            if len(user.ring) > self._ring_size:
+                user.ring.popleft()
+
     def _take(self, user: ExpectedUser, item: bytes) -> None:
         if self._max_taken and item not in user.taken:
             user.taken.append(item)
             if len(user.taken) > self._max_taken:
                 user.taken.pop(0)
+
+
+def _forget_history(user: ExpectedUser, offset: int) -> None:
+    user.history, user.taken, user.taken_ever = [], [], set()
+    user.events_total = user.newest_ms = 0
+    user.shown_nothing_offset = user.no_interests_offset = offset
+
+
+def _forget_all(user: ExpectedUser, offset: int) -> None:
+    _forget_history(user, offset)
+    user.ring.clear()
+    user.due_offset = user.due_visit_offset = -1
+    user.forgotten_offset = offset
+
+
+def _with_filter(
+    filters: list[tuple[int, bytes, int]], control: Control
+) -> list[tuple[int, bytes, int]]:
+    """The newest filters that have not ended, each of one target once."""
+    assert control.target is not None
+    until_ms = _FOR_EVER_MS if control.until_ms is None else min(control.until_ms, _FOR_EVER_MS)
+    wanted = (_FILTER_KINDS[control.type], hash8(control.target), until_ms)
+    others = [entry for entry in filters if entry[:2] != wanted[:2]]
+    return [entry for entry in (*others, wanted) if entry[2] > control.time_ms][-_MAX_FILTERS:]
 
 
 def hash8(text: str) -> bytes:

@@ -64,6 +64,12 @@ def record(offset: int = 0, number: int | None = None, **fields: Any) -> Record:
     return Record(key.encode(), json.dumps(event).encode(), offset)
 
 
+def control(offset: int, kind: str, user: str = "ada", **fields: Any) -> Record:
+    """A record of a control event."""
+    wanted = {"schema": "driftline.control/1", "type": kind, "user_id": user, "item_id": None}
+    return record(offset, **{"event_id": f"control-{offset:04d}", **wanted, **fields})
+
+
 @dataclass
 class Store:
     """A worker's rows, and what its batches came to."""

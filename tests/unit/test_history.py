@@ -219,8 +219,8 @@ def test_bytes_that_are_cut_or_too_many_are_refused(events, data):
 def test_a_row_of_another_codec_version_is_refused():
     data = folded([]).encode()
 
-    with pytest.raises(RowError, match="codec version 1"):
-        UserRow.decode(b"\2" + data[1:], FINGERPRINT)
+    with pytest.raises(RowError, match="codec version 1 or 2"):
+        UserRow.decode(b"\3" + data[1:], FINGERPRINT)
 
 
 @given(st.text(), st.text())

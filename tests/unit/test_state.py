@@ -71,9 +71,14 @@ REFUSED = {
     "malformed tenant": (value(tenant="a b"), "regex"),
     "other schema": (value(schema="driftline.event/2"), "schema"),
     "half a surrogate": (value().replace(b"item-1", b"\\ud800"), ""),
-    "control event": (
-        value(schema="driftline.control/1", type="user_delete"),
-        "not supported yet: control event user_delete",
+    "control event that nothing does yet": (
+        value(schema="driftline.control/1", type="user_merge"),
+        "not supported yet: control event user_merge",
+    ),
+    "block of nothing": (value(schema="driftline.control/1", type="item_block"), "no target"),
+    "control event of tomorrow": (
+        value(schema="driftline.control/1", type="user_delete", event_time=NOW_MS + 2 * DAY_MS),
+        "after the record's timestamp",
     ),
     "unknown control event": (value(schema="driftline.control/1", type="user_shout"), ""),
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from folding import FINGERPRINT, NOW_MS, PARTITIONS, Record, Store, body, partition_of
+from folding import FINGERPRINT, NOW_MS, PARTITIONS, Record, Store, body, control, partition_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +21,7 @@ from stream.snapshots import save_snapshot, take_snapshot
 from stream.statistics import LiveStatistics, decode_deltas, encode_deltas
 from stream.verify.counts import check_snapshot
 from stream.verify.deltas import DeltaTopic, check_deltas
-from stream.verify.events import Event, EventRules, Refused, SentOn
+from stream.verify.events import Control, Event, EventRules, Refused, SentOn
 from stream.verify.lists import SentLists, check_lists
 from stream.verify.rows import Changelog, check_rows
 from stream.verify.users import ExpectedState
@@ -55,7 +55,7 @@ class World:
         self.deltas: list[Placed] = []
         for placed in records:
             judged = self.rules.judge(placed)
-            if isinstance(judged, Event):
+            if isinstance(judged, Event | Control):
                 self.expected.apply(judged, placed.partition, placed.offset)
             record = Record(placed.key, placed.value, placed.offset, placed.timestamp)
             batch = self.store.fold(record, partition=placed.partition)
@@ -73,6 +73,32 @@ class World:
         return check_rows(self.changelog(), self.expected, FINGERPRINT, self.ends)[0]
 
 
+CONTROLS = [
+    "history_reset",
+    "user_delete",
+    "user_opt_out",
+    "user_opt_in",
+    "item_block",
+    "category_mute",
+    "creator_block",
+    "user_merge",
+]
+
+
+def placed_control(draw: st.DrawFn, user: str, offset: int) -> Placed:
+    """A control event, now and then one that was sent before, or one that names nothing."""
+    sent = control(
+        offset,
+        draw(st.sampled_from(CONTROLS)),
+        user,
+        event_id=f"control-{draw(st.integers(0, 12)):04d}",
+        event_time=NOW_MS - draw(st.integers(0, 5)) * 1000,
+        target=draw(st.none() | st.sampled_from(["item-1", "item-2", "jazz"])),
+        until=draw(st.none() | st.integers(NOW_MS - 5000, NOW_MS + 5000) | st.just(10**30)),
+    )
+    return Placed(partition_of(user), sent.key, sent.value, offset)
+
+
 @st.composite
 def logs(draw: st.DrawFn) -> list[Placed]:
     """Events of a few users: late ones, ones sent twice, visits, each partition in its order."""
@@ -80,6 +106,11 @@ def logs(draw: st.DrawFn) -> list[Placed]:
     records = []
     for _ in range(draw(st.integers(1, 40))):
         user = draw(st.sampled_from(USERS))
+        partition = partition_of(user)
+        offset = offsets[partition] = offsets[partition] + draw(st.integers(1, 3))
+        if draw(st.integers(0, 3)) == 0:
+            records.append(placed_control(draw, user, offset))
+            continue
         fields = body(
             draw(st.integers(0, 25)),
             user_id=user,
@@ -89,8 +120,6 @@ def logs(draw: st.DrawFn) -> list[Placed]:
             value=draw(st.none() | st.floats(-5, 5)),
             session_id=draw(st.none() | st.just("s")),
         )
-        partition = partition_of(user)
-        offset = offsets[partition] = offsets[partition] + draw(st.integers(1, 3))
         records.append(Placed(partition, user.encode(), json.dumps(fields).encode(), offset))
     return records
 

@@ -1,0 +1,107 @@
+"""Decode records of user-events, and say of each that is refused why it is.
+
+Pure: bytes go in, an event comes out, or the reason for a dead letter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET
+
+from export.event_types import DEFAULT_EVENT_TYPES, EventRole
+from export.statistics import WEIGHT_ONE
+from stream.control import refusal
+from stream.events import ControlEvent, UserEvent, decode_control_event, decode_user_event
+from stream.history import hash32
+from stream.settings import Settings
+
+
+class Record(Protocol):
+    """What is read of a Kafka record."""
+
+    key: bytes | None
+    value: bytes | None
+    offset: int
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What events of one type do, worked out once."""
+
+    hash: int
+    is_visit: bool
+    is_kept: bool  # enters the history
+    counts: bool  # changes a state or makes a list due
+    refreshes: bool
+    weight: int  # in sixteenths
+
+    @classmethod
+    def of(cls, name: str, role: EventRole) -> Kind:
+        """What a type with this role does."""
+        is_kept = role.role in ("positive", "negative")
+        return cls(
+            hash32(name),
+            role.role == "visit",
+            is_kept,
+            is_kept or role.role == "visit",
+            role.refreshes,
+            round(role.weight * WEIGHT_ONE) if role.role == "positive" else 0,
+        )
+
+
+#: Stands beside a control event, which is none of the types that settings know.
+CONTROL = Kind(0, False, False, True, False, 0)
+
+
+def kinds_of(settings: Settings) -> dict[str, Kind]:
+    """Event type -> what it does, of all known types."""
+    roles = DEFAULT_EVENT_TYPES | settings.event_types
+    return {name: Kind.of(name, role) for name, role in roles.items()}
+
+
+class EventDecoder:
+    """Decodes records with the bounds of the settings."""
+
+    def __init__(self, settings: Settings, kinds: dict[str, Kind]) -> None:
+        self._settings = settings
+        self._kinds = kinds
+
+    def decode(self, record: Record) -> UserEvent | ControlEvent | str:
+        """The record's event, or why it is refused."""
+        if record.value is None:
+            return "no value: a user event is never null"
+        if record.key is None:
+            return "no key: the key of a user event is its user_id, else its anonymous_id"
+        if len(record.value) > self._settings.max_event_bytes:
+            return f"{len(record.value)} bytes: at most {self._settings.max_event_bytes} are taken"
+        try:
+            event = decode_user_event(record.value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            return self._control(record) or str(error)
+        if event.user_id is UNSET and event.anonymous_id is UNSET:
+            return "neither user_id nor anonymous_id"
+        if event.event_time > record.timestamp + self._settings.max_future_ms:
+            return self._in_the_future(event.event_time)
+        if event.item_id is UNSET and (kind := self._kinds.get(event.type)) and kind.is_kept:
+            return f"no item_id: an event of type {event.type} is about an item"
+        return event
+
+    def _control(self, record: Record) -> ControlEvent | str:
+        """The record's control event, or why it is refused; empty where it is none."""
+        try:
+            event = decode_control_event(record.value or b"")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return ""
+        if event.event_time > record.timestamp + self._settings.max_future_ms:
+            return self._in_the_future(event.event_time)
+        return refusal(event) or event
+
+    def _in_the_future(self, event_ms: int) -> str:
+        return (
+            f"event_time {event_ms} is more than {self._settings.max_future_ms} ms "
+            "after the record's timestamp"
+        )
