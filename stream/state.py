@@ -12,18 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import msgspec
 from msgspec import UNSET
 
-from export.event_types import DEFAULT_EVENT_TYPES, EventRole
-from export.statistics import WEIGHT_ONE
+from stream.control import apply_control, asks_for_list, takes_interests_away, takes_list_away
 from stream.dead_letters import DeadLetter
-from stream.events import (
-    DEFAULT_SCENARIO,
-    UserEvent,
-    decode_control_event,
-    decode_user_event,
-)
+from stream.decoding import CONTROL, EventDecoder, Kind, Record, kinds_of
+from stream.events import DEFAULT_SCENARIO, ControlEvent, UserEvent
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import (
     HistoryEvent,
@@ -38,15 +32,6 @@ from stream.partitioner import partitions_of
 from stream.settings import Settings
 
 NOT_A_NUMBER = float("nan")
-
-
-class Record(Protocol):
-    """What is read of a Kafka record."""
-
-    key: bytes | None
-    value: bytes | None
-    offset: int
-    timestamp: int
 
 
 class TopicPartition(Protocol):
@@ -98,6 +83,7 @@ class TouchedUser:
     trigger_offset: int = -1
     request_ms: int = 0
     coalesced: int = 0
+    is_forgotten: bool = False  # in this batch: earlier lists that wait are to answer nothing more
 
     @classmethod
     def of_row(cls, key: bytes, partition: int, row: UserRow) -> TouchedUser:
@@ -109,20 +95,28 @@ class TouchedUser:
 
     def answers_also(self, earlier: TouchedUser) -> None:
         """Take over what an earlier list, which was never made, was to answer."""
+        if self.is_forgotten:
+            return
         self.request_ms = max(self.request_ms, earlier.request_ms)
         self.coalesced += earlier.coalesced
         if earlier.reason == "visit" and self.reason != "visit":
             self.reason = "visit"
             self.trigger_id, self.trigger_offset = earlier.trigger_id, earlier.trigger_offset
 
-    def becomes_due(self, event: UserEvent, offset: int, time_ms: int, is_visit: bool) -> None:
+    def becomes_due(self, event_id: str, offset: int, time_ms: int, is_visit: bool) -> None:
         """Take note of an event that asks for a list; the trigger is a visit, else the newest."""
         self.is_due = True
         self.coalesced += 1
         self.request_ms = max(self.request_ms, time_ms)
         if is_visit or self.reason != "visit":
             self.reason = "visit" if is_visit else "event"
-            self.trigger_id, self.trigger_offset = event.event_id, offset
+            self.trigger_id, self.trigger_offset = event_id, offset
+
+    def is_no_longer_due(self) -> None:
+        """What asked for a list up to now is forgotten."""
+        self.is_due, self.is_forgotten = False, True
+        self.reason, self.trigger_id, self.trigger_offset = "event", "", -1
+        self.request_ms = self.coalesced = 0
 
 
 @dataclass(slots=True)
@@ -162,6 +156,8 @@ class FoldedBatch:
     deltas: dict[int, PartitionDeltas] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     misrouted: list[Misrouted] = field(default_factory=list)
+    no_list: list[TouchedUser] = field(default_factory=list)  # the former one is taken away
+    no_interests: list[TouchedUser] = field(default_factory=list)
     first_offsets: dict[int, int] = field(default_factory=dict)  # of each partition
     last_offsets: dict[int, int] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -172,34 +168,9 @@ class FoldedBatch:
             self.counts[outcome] += events
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What events of one type do, worked out once."""
-
-    hash: int
-    is_visit: bool
-    is_kept: bool  # enters the history
-    counts: bool  # changes a state or makes a list due
-    refreshes: bool
-    weight: int  # in sixteenths
-
-    @classmethod
-    def of(cls, name: str, role: EventRole) -> _Kind:
-        """What a type with this role does."""
-        is_kept = role.role in ("positive", "negative")
-        return cls(
-            hash32(name),
-            role.role == "visit",
-            is_kept,
-            is_kept or role.role == "visit",
-            role.refreshes,
-            round(role.weight * WEIGHT_ONE) if role.role == "positive" else 0,
-        )
-
-
 #: A valid event with what folding it needs: offset, event, kind, event time in ms, key of its row,
 #: record. A plain tuple: there is one for every event.
-_Accepted = tuple[int, UserEvent, _Kind, int, bytes, Record]
+_Accepted = tuple[int, UserEvent | ControlEvent, Kind, int, bytes, Record]
 
 
 class Folder:
@@ -218,11 +189,8 @@ class Folder:
         hash_of_item: Callable[[str], int],
         guards: Guards = ALL_GUARDS,
     ) -> None:
-        self._settings = settings
-        self._kinds = {
-            name: _Kind.of(name, role)
-            for name, role in (DEFAULT_EVENT_TYPES | settings.event_types).items()
-        }
+        self._kinds = kinds_of(settings)
+        self._decode = EventDecoder(settings, self._kinds).decode
         self._topic = topic
         self._partitions = partitions
         self._fingerprint = fingerprint
@@ -256,13 +224,14 @@ class Folder:
             if isinstance(event, str):
                 batch.dead_letters.append(self._letter(event, piece.tp.partition, record))
                 continue
+            is_control = isinstance(event, ControlEvent)
             is_known = event.user_id is not UNSET
-            owner = event.user_id if is_known else event.anonymous_id
-            key = owner.encode()  # type: ignore[union-attr]  # _decode refuses events without one
+            owner = event.user_id if is_known else event.anonymous_id  # type: ignore[union-attr]
+            key = owner.encode()  # type: ignore[union-attr]  # events without one are refused
             if record.key != key:
                 batch.misrouted.append(Misrouted(key, record.value or b""))
                 continue
-            kind = kinds.get(event.type)
+            kind = CONTROL if is_control else kinds.get(event.type)
             if kind is None or not kind.counts:
                 batch.counts["ignored" if kind else "unknown_type"] += 1
                 continue
@@ -274,29 +243,6 @@ class Folder:
 
     def _letter(self, reason: str, partition: int, record: Record) -> DeadLetter:
         return DeadLetter(reason, self._topic, partition, record.offset, record.key, record.value)
-
-    def _decode(self, record: Record) -> UserEvent | str:
-        """The record's event, or why it is refused."""
-        if record.value is None:
-            return "no value: a user event is never null"
-        if record.key is None:
-            return "no key: the key of a user event is its user_id, else its anonymous_id"
-        if len(record.value) > self._settings.max_event_bytes:
-            return f"{len(record.value)} bytes: at most {self._settings.max_event_bytes} are taken"
-        try:
-            event = decode_user_event(record.value)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return _is_control(record.value) or str(error)
-        if event.user_id is UNSET and event.anonymous_id is UNSET:
-            return "neither user_id nor anonymous_id"
-        if event.event_time > record.timestamp + self._settings.max_future_ms:
-            return (
-                f"event_time {event.event_time} is more than {self._settings.max_future_ms} ms "
-                "after the record's timestamp"
-            )
-        if event.item_id is UNSET and (kind := self._kinds.get(event.type)) and kind.is_kept:
-            return f"no item_id: an event of type {event.type} is about an item"
-        return event
 
     def _read(
         self, partition: int, events: list[_Accepted], read_rows: ReadRows
@@ -336,8 +282,11 @@ class Folder:
             if user is None:
                 continue
             row = user.row
+            if isinstance(event, ControlEvent) or offset <= row.silent_until:
+                self._fold_beside(accepted, user, batch)
+                continue
             if kind.refreshes and _is_home(event):
-                user.becomes_due(event, offset, time_ms, kind.is_visit)
+                user.becomes_due(event.event_id, offset, time_ms, kind.is_visit)
             if offset <= row.applied_offset and skips_replays:
                 replayed += 1
                 continue
@@ -350,7 +299,7 @@ class Folder:
             if event_hash in row.ring and row.has_event(event_hash) and skips_replays:
                 duplicates += 1
                 continue
-            item_id: str = event.item_id  # type: ignore[assignment]  # _decode refuses without one
+            item_id: str = event.item_id  # type: ignore[assignment]  # refused without one
             previous = row.fold(
                 _history_event(event, event_hash, hash_of_item(item_id), time_ms, offset, kind),
                 limits,
@@ -363,22 +312,55 @@ class Folder:
         batch.count("visits", visits)
         batch.count("duplicates", duplicates)
 
+    def _fold_beside(self, accepted: _Accepted, user: TouchedUser, batch: FoldedBatch) -> None:
+        """Take what does not enter the history: control events, and events that make nothing due
+        as they came before their user was forgotten, or while the user had opted out."""
+        offset, event, _, time_ms, _, _ = accepted
+        row, skips_replays = user.row, self._guards.replay_skip
+        control = event if isinstance(event, ControlEvent) else None
+        if control and asks_for_list(control) and offset > row.silent_until:
+            user.becomes_due(event.event_id, offset, time_ms, is_visit=False)
+        if offset <= row.applied_offset and skips_replays:
+            batch.counts["replayed"] += 1
+            return
+        user.is_changed = True
+        row.applied_offset = offset
+        if control is None:
+            batch.counts["opted_out"] += 1
+        elif row.has_event(hash64(event.event_id)) and skips_replays:
+            batch.counts["duplicates"] += 1
+        else:
+            batch.counts["control"] += 1
+            self._control(control, user, time_ms, offset, batch)
+
+    def _control(
+        self, event: ControlEvent, user: TouchedUser, time_ms: int, offset: int, batch: FoldedBatch
+    ) -> None:
+        """Do what a control event asks for the first time."""
+        apply_control(user.row, event, time_ms, offset, self._limits.dedupe_ring)
+        if takes_interests_away(event):
+            batch.no_interests.append(user)
+        if takes_list_away(event):
+            user.is_no_longer_due()
+            batch.no_list.append(user)
+
     def _touched(
         self, accepted: _Accepted, partition: int, row: UserRow | None, batch: FoldedBatch
     ) -> TouchedUser | None:
         """The user of an event, who had none in the batch before; None: belongs elsewhere."""
         _, event, _, _, key, record = accepted
+        owner = record.key or b""
         if row is None:
-            batch.misrouted.append(Misrouted(record.key or b"", record.value or b""))
+            batch.misrouted.append(Misrouted(owner, record.value or b""))
             return None
         is_known = event.user_id is not UNSET
-        user = TouchedUser(key, event.owner() or "", is_known, event.tenant, partition, row)
+        user = TouchedUser(key, owner.decode(), is_known, event.tenant, partition, row)
         batch.users[key] = user
         return user
 
 
 def _history_event(
-    event: UserEvent, event_hash: bytes, item: int, time_ms: int, offset: int, kind: _Kind
+    event: UserEvent, event_hash: bytes, item: int, time_ms: int, offset: int, kind: Kind
 ) -> HistoryEvent:
     value, portion, session = event.value, event.portion, event.session_id
     return HistoryEvent(
@@ -395,12 +377,3 @@ def _history_event(
 
 def _is_home(event: UserEvent) -> bool:
     return event.scenario is UNSET or event.scenario == DEFAULT_SCENARIO
-
-
-def _is_control(value: bytes) -> str:
-    """Why a well-formed control event is refused; empty where it is none."""
-    try:
-        control = decode_control_event(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return ""
-    return f"not supported yet: control event {control.type}"
