@@ -74,7 +74,12 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     live = LiveParts(settings, guards)
     fence = loop_guard(app)
     fingerprint = source_fingerprint(topic_id, settings.partitions)
-    refreshes = RefreshControl(settings, table.iter_rows, fingerprint)
+    refreshes = RefreshControl(
+        settings,
+        table.iter_rows,
+        fingerprint,
+        can_list=lambda: live.statistics.statistics.events > 0,
+    )
     processor = BatchProcessor(
         settings,
         RefusingFolder(

@@ -1,11 +1,11 @@
 """State always, a refresh when it is worth it: which due lists are ranked now, and which later.
 
-A list is postponed while the worker is behind (ranking what waits would take longer than
-`postpone_after_ms`), and an event's list also while its user's last one is younger than
-`refresh_debounce_ms`. A postponed list is not lost: its user's row says so, on disk and in the
-changelog, and it is ranked when there is time, the newest request first, from the state its user
-has by then. So a backlog costs folding alone, and a user whose thousand events it held gets one
-list. A list that would have expired by then is skipped and counted.
+A list is postponed while nothing can be listed yet, while the worker is behind (ranking what waits
+would take longer than `postpone_after_ms`), and an event's list also while its user's last one is
+younger than `refresh_debounce_ms`. A postponed list is not lost: its user's row says so, on disk
+and in the changelog, and it is ranked when there is time, the newest request first, from the state
+its user has by then. So a backlog costs folding alone, and a user whose thousand events it held
+gets one list. A list that would have expired by then is skipped and counted.
 
 None of this changes a state or what a list holds, only when lists are made; so it alone may look
 at the clock and at the length of the queue.
@@ -78,13 +78,17 @@ class Backlog:
 
 
 class RefreshControl:
-    """Keeps the lists of one worker that wait; `iter_rows` finds those of before its start."""
+    """Keeps the lists of one worker that wait; `iter_rows` finds those of before its start.
+
+    `can_list` tells whether there is anything to list: before the first event nothing is.
+    """
 
     def __init__(
         self,
         settings: Settings,
         iter_rows: IterRows,
         fingerprint: int,
+        can_list: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.backlog = Backlog(settings.postpone_after_ms / 1000, settings.batch_records)
@@ -93,6 +97,7 @@ class RefreshControl:
         self._lifetime_ms = settings.list_lifetime_ms
         self._iter_rows = iter_rows
         self._fingerprint = fingerprint
+        self._can_list = can_list
         self._clock = clock
         self._partitions: set[int] = set()
         self._waiting = WaitingLists()
@@ -119,6 +124,7 @@ class RefreshControl:
         that their list is postponed.
         """
         now_s = self._clock()
+        must_wait = self.backlog.is_postponing or not self._can_list()
         for user in batch.users.values():
             if not user.is_due:
                 continue
@@ -126,9 +132,9 @@ class RefreshControl:
             if waiting is not None:
                 user.answers_also(waiting.user)
             not_before_s = self._not_before_s(user, waiting, now_s)
-            if not_before_s > now_s or self.backlog.is_postponing:
+            if not_before_s > now_s or must_wait:
                 self._postpone(user, not_before_s)
-        if not self.backlog.is_postponing:
+        if not must_wait:
             self.add_waiting(batch, newest_ms, read_rows)
 
     def add_waiting(self, batch: FoldedBatch, newest_ms: int, read_rows: ReadRows) -> None:
@@ -181,6 +187,8 @@ class RefreshControl:
 
     def idle_s(self) -> float | None:
         """Seconds until there is something to do while no events come; None: nothing is."""
+        if not self._can_list():
+            return None
         if self._scan or (self._unscanned and not len(self._waiting)):
             return 0.0
         return self._waiting.idle_s(self._clock())

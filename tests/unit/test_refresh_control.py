@@ -37,6 +37,7 @@ class Worker:
     clock: Clock = field(default_factory=Clock)
     flags: dict[int, bool] = field(default_factory=dict)
     newest_ms: int = 0
+    can_list: bool = True
     offset: int = 0
     ranked: list[str] = field(default_factory=list)
     last: dict[str, TouchedUser] = field(default_factory=dict)  # of each user who was ranked
@@ -47,7 +48,9 @@ class Worker:
 
     def start(self) -> None:
         """As after a restart with the disk kept."""
-        self.control = RefreshControl(self.settings, self.rows, FINGERPRINT, self.clock)
+        self.control = RefreshControl(
+            self.settings, self.rows, FINGERPRINT, lambda: self.can_list, self.clock
+        )
         self.control.assigned({0: self.flags.get(0, False)})
 
     def rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
@@ -176,6 +179,19 @@ def test_a_list_that_would_have_expired_is_skipped():
 
     assert worker.ranked == [USERS[2]]
     assert worker.postponed() == set()
+
+
+def test_a_visit_before_there_is_anything_to_list_is_answered_once_there_is():
+    worker = Worker(can_list=False)
+    worker.batch(USERS[0], kind="visit")
+    assert worker.ranked == []
+    assert worker.control.idle_s() is None
+
+    worker.can_list = True
+    worker.idle()
+
+    assert worker.ranked == [USERS[0]]
+    assert worker.last[USERS[0]].reason == "visit"
 
 
 def test_after_a_restart_postponed_lists_are_found_on_disk():
