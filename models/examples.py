@@ -94,6 +94,10 @@ class _Block:
     gate_features: Floats
 
 
+#: The user of events that are not to be learned from.
+NOBODY = 0
+
+
 class ExampleFold:
     """Goes through a log once, in event-time order, and keeps what `Examples` need."""
 
@@ -120,6 +124,19 @@ class ExampleFold:
             self._fold(events.select(slice(begin, end)))
             yield end - begin
         self._remember(events)
+
+    def forget(self, users: set[int]) -> None:
+        """What these users did is no example and in no history any more; it stays counted."""
+        events = self.events
+        theirs = np.isin(events.users, np.fromiter(users, np.int64, len(users)))
+        self.events = replace(
+            events,
+            users=np.where(theirs, NOBODY, events.users),
+            weights=np.where(theirs, 0, events.weights),
+        )
+        for table in (self._recent, self._newest_ms, self._lengths):
+            for user in users & table.keys():
+                del table[user]
 
     def examples(self) -> Examples:
         """What is kept now, as arrays."""

@@ -12,13 +12,23 @@ from msgspec import UNSET
 from export.catalogue import attributes_of
 from export.items import ItemIndex, item_hash
 from export.statistics import WEIGHT_ONE
-from models.event_log import EventBuffer
+from models.event_log import EventBuffer, user_hash
 from models.settings import TrainerSettings
-from stream.events import Item, decode_item, decode_user_event
+from stream.events import (
+    ControlEvent,
+    Item,
+    decode_control_event,
+    decode_item,
+    decode_user_event,
+)
 
 #: Event ids that are remembered, to drop what was sent twice.
 _REMEMBERED_IDS = 200_000
 _MAX_ITEM_BYTES = 262_144
+
+
+#: After these a worker knows nothing any more of what the user did.
+_FORGETTING = ("user_delete", "user_opt_out", "history_reset")
 
 
 class Record(Protocol):
@@ -33,6 +43,8 @@ class Intake:
     """Refuses what a worker refuses, and counts it. Nothing that comes makes it fail.
 
     `attributes` holds the names of every item's attributes, `buffer` the events not taken yet.
+    A user who was forgotten goes on as another one, of whom nothing is known. The former one's
+    events stand in the buffer as they count in the statistics; `take_forgotten` tells of them.
     """
 
     def __init__(self, settings: TrainerSettings, index: ItemIndex) -> None:
@@ -42,6 +54,9 @@ class Intake:
         self._settings = settings
         self._versions: dict[str, int] = {}
         self._ids: dict[int, None] = {}  # hashes of event ids, oldest first
+        self._lives: Counter[str] = Counter()  # owner -> how often the owner was forgotten
+        self._opted_out: set[str] = set()
+        self._forgotten: set[int] = set()
 
     def take_event(self, record: Record) -> None:
         """Take a record of `user-events`."""
@@ -52,7 +67,7 @@ class Intake:
         try:
             event = decode_user_event(value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self.counts["refused"] += 1
+            self._take_control(record)
             return
         role = self._settings.role_of(event.type)
         if role is None or role.role not in ("positive", "negative"):
@@ -70,14 +85,23 @@ class Intake:
             self.counts["duplicates"] += 1
             return
         kind = "u" if event.user_id is not UNSET else "a"
+        user = f"{event.tenant}\x1f{kind}\x1f{owner}"
+        if user in self._opted_out:
+            self.counts["opted out"] += 1
+            return
         self.buffer.append(
-            f"{event.tenant}\x1f{kind}\x1f{owner}",
+            self._name_of(user),
             item,
             event.type,
             min(event.event_time, record.timestamp),
             round(role.weight * WEIGHT_ONE) if role.role == "positive" else 0,
         )
         self.counts["taken"] += 1
+
+    def take_forgotten(self) -> set[int]:
+        """The users since the last call whose events up to then are not to be learned from."""
+        forgotten, self._forgotten = self._forgotten, set()
+        return forgotten
 
     def take_item(self, record: Record) -> None:
         """Take a record of `items`: the highest version of an item wins, a null value deletes."""
@@ -101,6 +125,36 @@ class Intake:
             return
         self._versions[item.item_id] = item.version
         self.attributes[item.item_id] = _attributes(item)
+
+    def _take_control(self, record: Record) -> None:
+        """Take what is no user event: a control event, or something to refuse."""
+        try:
+            event = decode_control_event(record.value or b"")
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self.counts["refused"] += 1
+            return
+        is_ahead = event.event_time > record.timestamp + self._settings.max_future_ms
+        if is_ahead or record.key != event.user_id.encode():
+            self.counts["refused"] += 1
+        elif self._is_duplicate(event.event_id):
+            self.counts["duplicates"] += 1
+        else:
+            self._obey(event)
+            self.counts["control"] += 1
+
+    def _obey(self, event: ControlEvent) -> None:
+        user = f"{event.tenant}\x1fu\x1f{event.user_id}"
+        if event.type in _FORGETTING:
+            self._forgotten.add(user_hash(self._name_of(user)))
+            self._lives[user] += 1
+        if event.type == "user_opt_out":
+            self._opted_out.add(user)
+        elif event.type in ("user_opt_in", "user_delete"):
+            self._opted_out.discard(user)
+
+    def _name_of(self, user: str) -> str:
+        life = self._lives.get(user)
+        return f"{user}\x1f{life}" if life else user
 
     def _is_duplicate(self, event_id: str) -> bool:
         stable = item_hash(event_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,16 @@ def corpus_of_log(
             bar.update(source.poll())
     offsets = source.offsets()
     source.close()
-    return _folded(intake.buffer, index, intake.attributes, settings), offsets
+    forgotten = intake.take_forgotten()
+    return _folded(intake.buffer, index, intake.attributes, settings, forgotten), offsets
 
 
 def _folded(
-    buffer: EventBuffer, index: ItemIndex, attributes: Any, settings: TrainerSettings
+    buffer: EventBuffer,
+    index: ItemIndex,
+    attributes: Any,
+    settings: TrainerSettings,
+    forgotten: Collection[int] = (),
 ) -> Corpus:
     if len(buffer) < _LEAST_EVENTS:
         raise TooFewEventsError(
@@ -89,6 +95,7 @@ def _folded(
     with _bar(len(buffer), "events", "folding") as bar:
         for count in fold.extend(buffer.take()):
             bar.update(count)
+    fold.forget(set(forgotten))
     names = Names(index.ids, buffer.types, attributes_by_item(attributes, index.ids))
     return Corpus(fold.examples(), names, settings.seen_items == "filter")
 

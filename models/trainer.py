@@ -169,6 +169,8 @@ class Trainer:
     def _fold_buffer(self) -> None:
         for _ in self._fold.extend(self._intake.buffer.take()):
             pass
+        if forgotten := self._intake.take_forgotten():
+            self._fold.forget(forgotten)
 
     def _start(self, reason: str) -> None:
         is_cold = self._parent is None or self._events >= _COLD_AGAIN * self._learned_cold

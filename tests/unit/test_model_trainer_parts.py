@@ -15,8 +15,10 @@ from export.event_types import EventRole
 from export.items import ItemIndex
 from export.settings import SettingsError
 from models.event_log import EventBuffer, user_hash
+from models.examples import ExampleFold
 from models.intake import Intake
 from models.schedule import Schedule, ScheduleError, parse_duration
+from models.sequences import BatchMaker, item_features
 from models.settings import TrainerSettings, load_trainer_settings
 
 NOW_MS = 1_700_000_000_000
@@ -63,6 +65,67 @@ def test_an_event_that_was_sent_twice_counts_once() -> None:
         taking.take_event(event())
 
     assert len(taking.buffer) == 1
+
+
+def control(kind: str, number: int, **fields: object) -> Message:
+    schema, event_id = "driftline.control/1", f"control-{number:04d}"
+    return event(schema=schema, type=kind, event_id=event_id, item_id=None, **fields)
+
+
+def learned(*records: Message) -> tuple[list[str], list[str], ExampleFold]:
+    """Items that can be predicted, items that stand in histories, and the fold."""
+    taking = intake()
+    fold = ExampleFold(taking.buffer.index)
+    for record in records:
+        taking.take_event(record)
+    list(fold.extend(taking.buffer.take()))
+    fold.forget(taking.take_forgotten())
+    events, ids = fold.events, taking.buffer.index.ids
+    targets = [ids[row] for row in events.items[events.weights > 0]]
+    maker = BatchMaker(fold.examples(), item_features(ids, {}, {}, {}), True)
+    histories, _ = maker._history(np.flatnonzero(events.weights > 0), 50)
+    return targets, [ids[events.items[n]] for n in histories.ravel() if n >= 0], fold
+
+
+def rated(*numbers: int, **fields: object) -> list[Message]:
+    return [
+        event(event_id=f"event-{n:04d}", item_id=f"i{n}", event_time=NOW_MS - 9999 + n, **fields)
+        for n in numbers
+    ]
+
+
+@pytest.mark.parametrize("kind", ["user_delete", "history_reset", "user_opt_out"])
+def test_what_a_user_did_before_being_forgotten_is_not_learned_from(kind: str) -> None:
+    again = [] if kind != "user_opt_out" else [control("user_opt_in", 2)]
+
+    targets, histories, fold = learned(
+        *rated(1, 2), control(kind, 1), *again, *rated(3, 4), control(kind, 1)
+    )
+
+    assert targets == ["i3", "i4"]
+    assert histories == ["i3"]
+    assert (fold.statistics.popularity()[0] > 0).all(), "what was counted stays counted"
+
+
+def test_other_users_and_controls_that_forget_nothing_are_learned_as_before() -> None:
+    targets, histories, _ = learned(
+        *rated(1, 2),
+        control("user_delete", 1, tenant="shop"),
+        control("item_block", 2, target="i1"),
+        Message(control("user_delete", 3).value, key=b"bob"),
+        control("user_delete", 4, event_time=NOW_MS + 2 * 86_400_000),
+    )
+
+    assert (targets, histories) == (["i1", "i2"], ["i1"])
+
+
+def test_who_has_opted_out_is_not_learned_from_until_opting_in() -> None:
+    targets, _, fold = learned(
+        control("user_opt_out", 1), *rated(1), control("user_opt_in", 2), *rated(2)
+    )
+
+    assert targets == ["i2"]
+    assert fold.count == 1
 
 
 @pytest.mark.parametrize(
