@@ -19,7 +19,7 @@ from stream.settings import Settings
 REDRIVEN_FROM = "redriven-from"
 #: Reasons of these beginnings are given by stream.refused and stream.state.
 _REFUSED_BATCH = "the batch of offsets "
-_CONTROL_EVENT = "not supported yet: control event"
+_UNSUPPORTED_CONTROL = "not supported yet: control event"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,12 @@ class _Event(Struct, gc=False):
 
     user_id: str | UnsetType = UNSET
     anonymous_id: str | UnsetType = UNSET
+
+
+class _Schema(Struct, gc=False):
+    """What kind of message it is."""
+
+    schema: str
 
 
 class _Item(Struct, gc=False):
@@ -111,10 +117,10 @@ def _obstacle(record: Any, topic: str, reason: str, size: int, settings: Setting
         return "comes from a topic that is none of this engine's"
     if reason.startswith(_REFUSED_BATCH):
         return "stands for a whole batch that was never opened: its records must be sent anew"
-    if reason.startswith(_CONTROL_EVENT):
-        return "a control event counts at its place among the user's events: send it anew"
     if record.value is None:
         return "has no value"
+    if reason.startswith(_UNSUPPORTED_CONTROL) or _is_control(record.value):
+        return "is a control event, which counts at its place among the events: send it anew"
     if size > len(record.value):
         return f"only {len(record.value):,} bytes of its value are kept: send the record anew"
     key = right_key(topic, record.key, record.value, settings)
@@ -123,3 +129,11 @@ def _obstacle(record: Any, topic: str, reason: str, size: int, settings: Setting
     if len(key) >= MAX_KEPT_BYTES:
         return "has a key that may have been cut, and its value tells none"
     return ""
+
+
+def _is_control(value: bytes) -> bool:
+    try:
+        schema = msgspec.json.decode(value, type=_Schema).schema
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return schema.startswith("driftline.control/")

@@ -65,6 +65,7 @@ def test_a_letter_tells_where_the_record_was_refused_and_why():
         (refused(value=b"x" * (MAX_KEPT_BYTES + 1)), "65,536 bytes of its value"),
         (refused("the batch of offsets 3 to 9: too large", value=None, whole_bytes=99), "batch"),
         (refused("not supported yet: control event user_delete"), "control event"),
+        (refused(value=b'{"schema": "driftline.control/1", "user_id": "ada"}'), "control event"),
         (refused("no value", value=None), "no value"),
         (refused("no key", key=None, value=b"rubbish"), "no key"),
         (refused(key=b"k" * (MAX_KEPT_BYTES + 1)), "key"),
