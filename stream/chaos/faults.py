@@ -162,6 +162,7 @@ def _damaged(harm: Callable[[Path, random.Random], Path], scene: Scene) -> bool:
     path = harm(worker.data_dir, scene.rng)
     worker.start()
     scene.engine.supervised(scene.standing)
+    worker.wait_until_at_work(_AIM_PATIENCE_S)
     kind = path.name.partition("-")[0] if path.suffix != ".sst" else "*.sst"
     is_found = worker.damages_found() > before
     scene.notes.append(f"{kind}: {'found and dropped' if is_found else 'not read, or not needed'}")

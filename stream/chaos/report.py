@@ -18,7 +18,7 @@ class Injected:
     struck: int = 0
     missed: int = 0
     skipped: str = ""  # why there are none
-    longest_s: float = 0.0  # without a commit while events waited
+    longest_s: float = 0.0  # that a partition's events waited and none was committed
     notes: Counter[str] = field(default_factory=Counter)
 
 
@@ -88,7 +88,7 @@ class ChaosReport:
 
     @property
     def longest_s(self) -> float:
-        """The longest time without a commit while events waited."""
+        """The longest time for which a partition's events waited and none was committed."""
         return max((fault.longest_s for fault in self.faults), default=0.0)
 
     @property

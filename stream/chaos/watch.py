@@ -1,4 +1,4 @@
-"""Follow the group's commits from outside, and measure for how long nothing is done."""
+"""Follow the group's commits from outside, and measure for how long a partition stands still."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Commits:
 class Watch(threading.Thread):
     """Looks at the commits all the time; `longest_s` of what is under way is kept by its name.
 
-    Time counts while events wait and nothing is committed, a broker that does not answer included.
-    It is an upper bound: what happens between two looks, or before a broker answers again, counts.
+    Time counts while events of a partition wait and none of them is committed, brokers that do not
+    answer included. It is an upper bound: time between two looks counts too.
     """
 
     def __init__(self, commits: Commits) -> None:
@@ -89,17 +89,20 @@ class Watch(threading.Thread):
         self._commits.close()
 
     def run(self) -> None:
-        moved_s, known = time.monotonic(), -1
+        known: Offsets = {}
+        moved_s: dict[int, float] = {}
         while not self._stop_asked.wait(_INTERVAL_S):
             try:
-                committed = self._commits.committed()
-                waiting = sum(self._commits.ends().values()) - sum(committed.values())
+                committed, ends = self._commits.committed(), self._commits.ends()
             except (KafkaError, OSError):
-                self._keep(time.monotonic() - moved_s)
-                continue
-            if waiting <= 0 or sum(committed.values()) > known:
-                moved_s, known = time.monotonic(), sum(committed.values())
-            self._keep(time.monotonic() - moved_s)
+                committed, ends = known, {}
+            now_s = time.monotonic()
+            for partition, offset in committed.items():
+                is_done = partition in ends and offset >= ends[partition]
+                if is_done or offset > known.get(partition, -1):
+                    moved_s[partition] = now_s
+            known = committed
+            self._keep(now_s - min(moved_s.values(), default=now_s))
 
     def _keep(self, still_s: float) -> None:
         with self._lock:
