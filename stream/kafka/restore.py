@@ -17,8 +17,9 @@ from faust.types import TP
 
 from stream.kafka.table import RowTable
 
-#: Changelog rows in one RocksDB write: a few milliseconds, so that the event loop is not kept.
-RESTORE_ROWS = 512
+#: Changelog rows in one RocksDB write: some milliseconds, so that the event loop is not kept. The
+#: more there are, the more of them are older rows of a key, which need not be written.
+RESTORE_ROWS = 2048
 
 
 async def restore(

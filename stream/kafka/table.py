@@ -118,9 +118,12 @@ class RowTable(Table):  # type: ignore[misc]
                 yield key, value
 
     def restore(self, partition: int, records: Sequence[ConsumerRecord]) -> None:
-        """Apply changelog records, in offset order, in one RocksDB batch."""
-        rows = ((record.key, record.value) for record in records)
-        self.write(partition, rows, records[-1].offset)
+        """Apply changelog records, in offset order, in one RocksDB batch.
+
+        Only the newest row of each key is written: it alone would be left in any case.
+        """
+        newest = {record.key: record.value for record in records}
+        self.write(partition, newest.items(), records[-1].offset)
 
     def _new_store(self) -> RowStore:
         return RowStore(
