@@ -126,6 +126,46 @@ def latency(
     _end(report, as_json)
 
 
+@bench.command("start")
+@_bootstrap
+@_partitions
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@_json
+def start(bootstrap: str, partitions: int, rounds: int, as_json: bool) -> None:
+    """Seconds from the start of a worker's process until it is ready, on an empty state."""
+    from stream.bench.starts import bench_start
+    from stream.cli import reported
+
+    with reported():
+        report = bench_start(bootstrap, partitions, rounds)
+    _end(report, as_json)
+
+
+@bench.command("recovery")
+@_bootstrap
+@click.option(
+    "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Folded."
+)
+@click.option("--users", type=click.IntRange(1), default=200_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@_partitions
+@_json
+def recovery(
+    bootstrap: str, events: int, users: int, rounds: int, partitions: int, as_json: bool
+) -> None:
+    """A worker that starts again: with its disk, and on a wiped one, from the changelog.
+
+    Exit code 1 if a recovered state was wrong.
+    """
+    from stream.bench.starts import bench_recovery
+    from stream.bench.workload import Workload
+    from stream.cli import reported
+
+    with reported():
+        report = bench_recovery(bootstrap, Workload(events, users), partitions, rounds)
+    _end(report, as_json)
+
+
 @bench.command("state")
 @_bootstrap
 @click.option(

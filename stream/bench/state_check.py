@@ -39,6 +39,7 @@ class Changelog:
     rows: dict[bytes, bytes] = field(default_factory=dict)  # the newest of each key
     sources: dict[int, int] = field(default_factory=dict)  # partition -> last applied offset
     bytes: int = 0
+    records: int = 0
     writes: int = 0  # of one partition each
     progress: list[tuple[int, int]] = field(default_factory=list)  # (time in ms, events applied)
 
@@ -58,7 +59,11 @@ async def read_changelog(settings: Settings) -> Changelog:
     """Read the state of a run that has ended."""
     log = Changelog()
     async for record in read_topic(settings, state_changelog(settings)):
-        log.bytes += len(record.key) + len(record.value)
+        log.records += 1
+        log.bytes += len(record.key) + len(record.value or b"")
+        if record.value is None:
+            log.rows.pop(record.key, None)
+            continue
         if record.key not in (SOURCE_KEY, POSTPONED_KEY):
             log.rows[record.key] = record.value
             continue
