@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
 from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import KafkaError
+from kafka.errors import CommitFailedError, KafkaError, RebalanceInProgressError
+from kafka.structs import OffsetAndMetadata
 
 from export.errors import DriftlineError
 from stream.settings import Settings
@@ -43,8 +44,8 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         self._group = f"{settings.prefix}{settings.group}-redrive"
         self._topic = settings.topic("dead-letters")
         self._say = say
-        self._is_settled = False
         self._has_it = False
+        self._is_lost = False
         self._consumer: Any = None
 
     def __enter__(self) -> Turn:
@@ -62,7 +63,7 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             self._consumer.subscribe([self._topic], listener=self)
             # right after its making a topic may be unknown: the group decides again when it is not
-            self._poll_until(lambda: self._has_it)
+            self._wait_for_turn()
             self.check()
         except BaseException:
             self._consumer.close(autocommit=False)
@@ -73,27 +74,37 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer.close(autocommit=False)
 
     def check(self) -> None:
-        """Raise NotOurTurnError where the turn was lost; call it before everything that sends."""
+        """Raise NotOurTurnError where the turn was lost; call it before everything that sends.
+
+        The broker itself says that this process is still a member: one that stood still for longer
+        than its session hears so here. A turn once lost does not come back, as another process may
+        have sent in between.
+        """
+        try:
+            self._consumer.commit({TopicPartition(self._topic, 0): OffsetAndMetadata(0, "", -1)})
+        except (CommitFailedError, RebalanceInProgressError):
+            self._is_lost = True
         self._consumer.poll(timeout_ms=0)
-        self._poll_until(lambda: self._is_settled)
-        if not self._has_it:
+        if self._is_lost or not self._has_it:
             raise NotOurTurnError(
-                f"wanted to be the only one that redrives, but another process of the group "
-                f"{self._group} is: let it end, then start again; what was sent is put down"
+                f"wanted to be the only one that redrives, but the group {self._group} has another "
+                "member, or this process stood still for too long: start again when no other "
+                "redrives; what was sent is put down"
             )
 
     def on_partitions_revoked(self, revoked: Any) -> None:
-        """Nothing may be sent until the group has decided anew."""
-        self._is_settled = self._has_it = False
+        """The group decides anew: whoever had the turn has it no longer."""
+        self._is_lost |= self._has_it
+        self._has_it = False
 
     def on_partitions_assigned(self, assigned: Any) -> None:
         """The group has decided. The records themselves are read elsewhere."""
-        self._is_settled, self._has_it = True, bool(assigned)
+        self._has_it = bool(assigned)
         self._consumer.pause(*assigned)
 
-    def _poll_until(self, is_so: Callable[[], bool]) -> None:
+    def _wait_for_turn(self) -> None:
         deadline = time.monotonic() + _JOIN_PATIENCE_S
-        while not is_so() and time.monotonic() < deadline:
+        while not (self._has_it or self._is_lost) and time.monotonic() < deadline:
             self._consumer.poll(timeout_ms=100)
 
     def _wait_for_empty_group(self) -> None:

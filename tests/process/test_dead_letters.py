@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +131,44 @@ def test_of_two_redrives_at_once_each_record_is_sent_once(engine: Engine) -> Non
 
     assert all("Traceback" not in text for text in said)
     assert 0 in [process.returncode for process in both], said
+    assert_each_once(engine, letters)
+
+
+#: Redrives, and stands still when its first sending is not put down yet.
+STOPPING = """
+import os, signal, sys
+from stream.redrive.account import Account
+from stream.redrive.letters import LetterFilter
+from stream.redrive.redrive import redrive
+from stream.settings import Settings
+
+ends = iter(["end"])
+
+def stop(step):
+    if step == "end" and next(ends, None):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+redrive(Account(Settings(bootstrap=sys.argv[1], prefix=sys.argv[2])), LetterFilter(), None, print,
+        stop)
+"""
+
+
+def test_one_that_stood_still_while_another_redrove_sends_nothing_more(engine: Engine) -> None:
+    letters = keyless(engine, 700)  # two sendings
+    put_letters(engine, letters)
+    command = [sys.executable, "-c", STOPPING, engine.bootstrap, engine.prefix]
+
+    stopped = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    try:
+        os.waitpid(stopped.pid, os.WUNTRACED)
+        other = told(engine, "redrive", "--yes")
+        stopped.send_signal(signal.SIGCONT)
+        said = stopped.communicate(timeout=60)[1]
+    finally:
+        stopped.kill()
+
+    assert (other["records"], other["sent_before"]) == (200, 500)
+    assert "NotOurTurnError" in said
     assert_each_once(engine, letters)
 
 
