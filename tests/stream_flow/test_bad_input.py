@@ -89,7 +89,7 @@ BAD_EVENTS: dict[str, Callable[[str], Record]] = {
     "a bad tenant": lambda u: (u.encode(), body(u, tenant="../x")),
     "a control event": lambda u: (
         u.encode(),
-        body(u, schema="driftline.control/1", type="history_reset", item_id=None),
+        body(u, schema="driftline.control/1", type="user_export", item_id=None),
     ),
 }
 
