@@ -94,7 +94,11 @@ class SimulatedWorker:
         self.client = BrokerClient(around.broker, link, name, 4 * settings.batch_records)
         self._app = WorkerApp(sender, self.table, settings.topic("user-events"))
         self._refreshes = RefreshControl(
-            settings, self.table.iter_rows, around.fingerprint, loop.time
+            settings,
+            self.table.iter_rows,
+            around.fingerprint,
+            lambda: self.live.statistics.statistics.events > 0,
+            loop.time,
         )
         self.consumer = self._new_consumer()
         self._app.consumer = self.consumer
