@@ -166,6 +166,64 @@ def recovery(
     _end(report, as_json)
 
 
+@bench.command("failover")
+@_bootstrap
+@_release
+@click.option("--users", type=click.IntRange(100), default=20_000, show_default=True)
+@click.option("--session-timeout-s", type=click.FloatRange(2, 60), default=6.0, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@_json
+def failover(
+    bootstrap: str,
+    path: Path | None,
+    users: int,
+    session_timeout_s: float,
+    rounds: int,
+    as_json: bool,
+) -> None:
+    """One of two workers is killed, a standby takes over: the longest wait for a list."""
+    from export.release import open_release
+    from stream.bench.failover import bench_failover
+    from stream.bench.whole_engine import bundled_release
+    from stream.cli import reported
+
+    with reported():
+        release = open_release(path or bundled_release())
+        report = bench_failover(bootstrap, release, users, session_timeout_s, rounds)
+    _end(report, as_json)
+
+
+@bench.command("memory")
+@_bootstrap
+@_release
+@click.option("--users", type=click.IntRange(100), default=100_000, show_default=True)
+@_items
+@_partitions
+@click.option(
+    "--minutes", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Of load."
+)
+@_json
+def memory(
+    bootstrap: str,
+    path: Path | None,
+    users: int,
+    items: int,
+    partitions: int,
+    minutes: float,
+    as_json: bool,
+) -> None:
+    """Bytes of a user on disk and in the changelog; a worker's memory at 70 % of its maximum."""
+    from export.release import open_release
+    from stream.bench.memory import bench_memory
+    from stream.bench.whole_engine import bundled_release
+    from stream.cli import reported
+
+    with reported():
+        release = open_release(path or bundled_release())
+        report = bench_memory(bootstrap, release, users, items, partitions, minutes)
+    _end(report, as_json)
+
+
 @bench.command("state")
 @_bootstrap
 @click.option(

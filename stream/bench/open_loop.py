@@ -79,11 +79,10 @@ class Answers:
 
     begun_s: float = 0.0
     latency_ms: list[float] = field(default_factory=list)  # of each event, as lists came
-    due_s: list[float] = field(default_factory=list)  # when each of those should have been sent
     list_s: list[float] = field(default_factory=list)  # when each list was there
     sent_late_ms: list[float] = field(default_factory=list)  # the sender's own fault
     unanswered: int = 0
-    mismatched: int = 0  # lists whose trigger is none of the events that they answer
+    mismatched: int = 0  # lists whose trigger is no event that was sent
 
     def percentile_ms(self, percent: float) -> float:
         """Latency that so many percent of the events stay below."""
@@ -95,7 +94,7 @@ class Answers:
         if self.unanswered:
             found.append(f"{self.unanswered} events have no list")
         if self.mismatched:
-            found.append(f"{self.mismatched} lists name an event that they do not answer")
+            found.append(f"{self.mismatched} lists name an event that was not sent")
         return found
 
 
@@ -112,6 +111,7 @@ class OpenLoop:
         )
         self._decode = msgspec.json.Decoder(_List).decode
         self._waiting: dict[str, deque[tuple[str, float]]] = defaultdict(deque)
+        self._answered: set[str] = set()  # of all loads
         self._left = 0
 
     async def __aenter__(self) -> OpenLoop:
@@ -207,16 +207,24 @@ class OpenLoop:
                         self._take(self._decode(record.value), now_s, answers)
 
     def _take(self, found: _List, now_s: float, answers: Answers) -> None:
-        """Enter a list: it answers the oldest events of its user, as many as it says."""
+        """Enter a list: it answers its user's events up to its trigger, and as many as it says.
+
+        A list whose trigger was answered before is there again after a crash, and changes nothing.
+        """
+        trigger = found.trigger.event_id
         waiting = self._waiting.get(found.user_id, deque())
-        answered = [waiting.popleft() for _ in range(min(found.trigger.coalesced, len(waiting)))]
-        if not answered:
-            return  # sent again after a crash, or of an earlier load
-        answers.mismatched += found.trigger.event_id not in [name for name, _ in answered]
-        answers.latency_ms += [(now_s - due_s) * 1e3 for _, due_s in answered]
-        answers.due_s += [due_s for _, due_s in answered]
+        if trigger not in [name for name, _ in waiting]:
+            answers.mismatched += trigger not in self._answered
+            return
+        count, is_before_trigger = 0, True
+        while waiting and (is_before_trigger or count < found.trigger.coalesced):
+            name, due_s = waiting.popleft()
+            is_before_trigger &= name != trigger
+            count += 1
+            self._answered.add(name)
+            answers.latency_ms.append((now_s - due_s) * 1e3)
         answers.list_s.append(now_s)
-        self._left -= len(answered)
+        self._left -= count
 
 
 async def _every_half_second(begun_s: float, call: Callable[[float], None] | None) -> None:
