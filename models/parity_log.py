@@ -24,6 +24,11 @@ from export.event_types import EventRole
 
 _BOOTSTRAP_TIMEOUT_MS = 5000
 _LINKS = 5
+_FORGETTING = ("user_delete", "user_opt_out", "history_reset")
+#: What a wish of this type is about; see CatalogueVersion.
+_SUBJECTS = {"item_block": "item", "category_mute": "category", "creator_block": "creator"}
+_MAX_WISHES = 256
+_FOR_EVER_MS = 2**63 - 1
 
 User = tuple[str, bool, str]  # tenant, whether it is a user_id, id
 
@@ -77,6 +82,14 @@ class LoggedEvent(NamedTuple):
     previous: tuple[str, ...]
 
 
+class Wish(NamedTuple):
+    """Something that a user does not want listed."""
+
+    subject: str
+    target: str
+    until_ms: int
+
+
 class HistoryEntry(NamedTuple):
     """An event in a user's history."""
 
@@ -95,6 +108,7 @@ class CatalogueVersion:
     attributes: tuple[str, ...]
     is_listable: bool
     is_deleted: bool = False
+    subjects: frozenset[tuple[str, str]] = frozenset()  # its categories and creator
 
 
 @dataclass(slots=True)
@@ -104,11 +118,21 @@ class EventLog:
     events: list[LoggedEvent] = field(default_factory=list)
     of_user: dict[User, list[HistoryEntry]] = field(default_factory=dict)  # in offset order
     catalogue: list[CatalogueVersion] = field(default_factory=list)
+    forgotten: dict[User, list[int]] = field(default_factory=dict)  # offsets
+    wishes: dict[User, list[tuple[int, list[Wish]]]] = field(default_factory=dict)  # from offsets
 
     def history(self, user: User, applied_offset: int) -> list[HistoryEntry]:
-        """A user's events up to an offset, in the order of their times; all of them."""
+        """A user's events up to an offset, in the order of their times; all since the user was
+        forgotten."""
+        begins = [at for at in self.forgotten.get(user, []) if at <= applied_offset]
+        after = max(begins, default=-1)
         entries = self.of_user.get(user, [])
-        return sorted(entry for entry in entries if entry.offset <= applied_offset)
+        return sorted(entry for entry in entries if after < entry.offset <= applied_offset)
+
+    def wishes_at(self, user: User, applied_offset: int) -> list[Wish]:
+        """What a user had asked for up to an offset."""
+        found = [w for at, w in self.wishes.get(user, []) if at <= applied_offset]
+        return found[-1] if found else []
 
 
 def read_samples(plan: ParityPlan) -> list[SampledList]:
@@ -187,10 +211,14 @@ class _Fold:
         self._log = log
         self._recent: dict[User, list[HistoryEntry]] = {}  # by time, at most max_history
         self._rings: dict[User, list[str]] = {}
+        self._opted_out: set[User] = set()
         self._partitions = 0
 
     def take(self, record: Any) -> None:
         fields = json.loads(record.value)
+        if fields.get("schema") == "driftline.control/1":
+            self._take_control(fields, record)
+            return
         role = self._plan.roles.get(fields["type"])
         known = "user_id" in fields
         owner = fields["user_id" if known else "anonymous_id"]
@@ -199,11 +227,8 @@ class _Fold:
         if record.key != owner.encode() or self._lies_elsewhere(record):
             return
         user = (fields.get("tenant", "default"), known, owner)
-        ring = self._rings.setdefault(user, [])
-        if fields["event_id"] in ring:
+        if user in self._opted_out or not self._is_new(user, fields["event_id"]):
             return
-        ring.append(fields["event_id"])
-        del ring[: max(len(ring) - self._plan.dedupe_ring, 0)]
         time_ms = min(fields["event_time"], record.timestamp)
         entry = HistoryEntry(time_ms, record.offset, fields["item_id"], fields["type"])
         weight = round(16 * role.weight) if role.role == "positive" else 0
@@ -212,6 +237,37 @@ class _Fold:
         self._log.events.append(
             LoggedEvent(record.partition, entry.offset, entry.item, time_ms, weight, previous)
         )
+
+    def _take_control(self, fields: dict[str, Any], record: Any) -> None:
+        user = (fields.get("tenant", "default"), True, fields["user_id"])
+        if record.key != fields["user_id"].encode() or self._lies_elsewhere(record):
+            return
+        if not self._is_new(user, fields["event_id"]):
+            return
+        kind, wishes = fields["type"], self._log.wishes.setdefault(user, [])
+        if kind in _FORGETTING:
+            self._log.forgotten.setdefault(user, []).append(record.offset)
+            self._recent.pop(user, None)
+        if kind in ("user_delete", "user_opt_out"):
+            self._rings[user] = [fields["event_id"]]
+        if kind == "user_opt_out":
+            self._opted_out.add(user)
+        elif kind in ("user_delete", "user_opt_in"):
+            self._opted_out.discard(user)
+        if kind == "user_delete":
+            wishes.append((record.offset, []))
+        elif kind in _SUBJECTS:
+            before = wishes[-1][1] if wishes else []
+            now_ms = min(fields["event_time"], record.timestamp)
+            wishes.append((record.offset, _with_wish(before, fields, now_ms)))
+
+    def _is_new(self, user: User, event_id: str) -> bool:
+        ring = self._rings.setdefault(user, [])
+        if event_id in ring:
+            return False
+        ring.append(event_id)
+        del ring[: max(len(ring) - self._plan.dedupe_ring, 0)]
+        return True
 
     def _insert(self, user: User, entry: HistoryEntry) -> tuple[str, ...]:
         recent = self._recent.setdefault(user, [])
@@ -227,6 +283,13 @@ class _Fold:
         return bool((murmur2(record.key) & 0x7FFFFFFF) % self._partitions != record.partition)
 
 
+def _with_wish(before: list[Wish], fields: dict[str, Any], now_ms: int) -> list[Wish]:
+    """The newest wishes that have not ended, each of one target once."""
+    wish = Wish(_SUBJECTS[fields["type"]], fields["target"], fields.get("until", _FOR_EVER_MS))
+    others = [other for other in before if other[:2] != wish[:2]]
+    return [each for each in (*others, wish) if each.until_ms > now_ms][-_MAX_WISHES:]
+
+
 def _catalogue_version(record: Any) -> CatalogueVersion:
     if record.value is None:
         name = record.key.decode(errors="replace")
@@ -239,7 +302,15 @@ def _catalogue_version(record: Any) -> CatalogueVersion:
         item.get("creator_id", ""),
     )
     is_listable = item.get("available") is not False and item.get("hidden") is not True
-    return CatalogueVersion(record.offset, item["item_id"], tuple(attributes), is_listable)
+    subjects = {("category", name) for name in item.get("categories", [])}
+    subjects |= {("creator", item["creator_id"])} if item.get("creator_id") else set()
+    return CatalogueVersion(
+        record.offset,
+        item["item_id"],
+        tuple(attributes),
+        is_listable,
+        subjects=frozenset(subjects),
+    )
 
 
 def _ends(plan: ParityPlan, name: str) -> list[int]:

@@ -70,6 +70,7 @@ class PlainRanker:
         known[self._hidden_at(sample.catalogue)] = False
         newest_first = [entry.item for entry in reversed(history[-_LINKS:])]
         taken = {statistics.number[entry.item] for entry in entries} if filters_seen else set()
+        unlisted = taken | self._unwanted(sample)
         return Moment(
             history,
             [statistics.number[entry.item] for entry in history],
@@ -78,8 +79,24 @@ class PlainRanker:
             popularity,
             statistics.chain(newest_first, visible),
             known,
-            np.array(sorted(taken), dtype=np.int64),
+            np.array(sorted(unlisted), dtype=np.int64),
         )
+
+    def _unwanted(self, sample: SampledList) -> set[int]:
+        """Items that the user did not want listed at the time of the list."""
+        wishes = self._log.wishes_at(sample.user, sample.applied_offset)
+        wanted_away = {
+            (wish.subject, wish.target) for wish in wishes if wish.until_ms > sample.request_ms
+        }
+        if not wanted_away:
+            return set()
+        newest = {v.item: v for v in self._log.catalogue if v.offset < sample.catalogue}
+        return {
+            number
+            for item, number in self._statistics.number.items()
+            if ("item", item) in wanted_away
+            or (item in newest and newest[item].subjects & wanted_away)
+        }
 
     def _hidden_at(self, position: int) -> list[int]:
         """Items that the catalogue says may not be listed."""
