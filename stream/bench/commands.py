@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ def bench() -> None:
     """Measure this machine: ratios within one run count, not figures of different runs."""
 
 
-def _batch_sizes(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
+def _counts(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
     try:
-        sizes = [int(part) for part in text.split(",")]
+        counts = [int(part) for part in text.split(",")]
     except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise click.BadParameter(f"wanted sizes such as 256,1024, got {text!r}", ctx, option)
-    return sizes
+        counts = []
+    if not counts or min(counts) < 1:
+        raise click.BadParameter(f"wanted numbers such as 256,1024, got {text!r}", ctx, option)
+    return counts
 
 
 def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[float]:
@@ -231,14 +232,33 @@ def memory(
 )
 @click.option(
     "--batches",
-    callback=_batch_sizes,
+    callback=_counts,
     default="256,1024",
     show_default=True,
     help="Sizes of a batch in records, with commas between.",
 )
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--users", type=click.IntRange(1), default=100_000, show_default=True)
-@click.option("--partitions", type=click.IntRange(1), default=8, show_default=True)
+@click.option(
+    "--users",
+    callback=_counts,
+    default="100000",
+    show_default=True,
+    help="How many there are; several with commas, each a case of its own.",
+)
+@click.option(
+    "--partitions",
+    callback=_counts,
+    default="8",
+    show_default=True,
+    help="Of the topics; several with commas, each a case of its own.",
+)
+@click.option(
+    "--hot-share",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Part of all events that is one user's.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
     "--data",
@@ -246,20 +266,21 @@ def memory(
     help="Data set whose interactions are sent under drawn users; without it they are generated.",
 )
 @click.option("--format", "data_format", type=click.Choice(FORMATS), default="movietweetings")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print a report of each case as JSON.")
 def state(
     bootstrap: str,
     events: int,
     batches: list[int],
     rounds: int,
-    users: int,
-    partitions: int,
+    users: list[int],
+    partitions: list[int],
+    hot_share: float,
     seed: int,
     data: Path | None,
     data_format: str,
     as_json: bool,
 ) -> None:
-    """The state path beside a raw aiokafka loop, in turn: events/s and CPU for each event.
+    """The state path beside raw loops, in turn: events/s and CPU for each event.
 
     Topics are made under a prefix of their own and deleted at the end. Exit code 1 if a state was
     wrong after its run.
@@ -268,11 +289,16 @@ def state(
     from stream.bench.workload import Workload
     from stream.cli import reported
 
-    workload = Workload(events, users, seed=seed, path=data, data_format=data_format)
-    with reported():
-        report = bench_state(bootstrap, workload, batches, rounds, partitions)
-    click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
-    sys.exit(0 if report.holds else 1)
+    all_hold = True
+    for count, size in itertools.product(users, partitions):
+        workload = Workload(
+            events, count, seed=seed, path=data, data_format=data_format, hot_share=hot_share
+        )
+        with reported():
+            report = bench_state(bootstrap, workload, batches, rounds, size)
+        click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
+        all_hold &= report.holds
+    sys.exit(0 if all_hold else 1)
 
 
 @bench.command("rank")

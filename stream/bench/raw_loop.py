@@ -42,7 +42,7 @@ _ROW_HEADER_BYTES, _EVENT_BYTES, _HASH_BYTES = 64, 40, 8
 _COUNT = struct.Struct("<I")
 _KEY_BEGIN = row_key("default", True, "")
 _LIMITS = RowLimits()
-_FILLER = bytes(range(256)) * 128
+FILLER = bytes(range(256)) * 128
 
 Row = tuple[bytes, bytes | None]
 
@@ -66,7 +66,7 @@ def row_of(count: int) -> bytes:
     kept = min(count, _LIMITS.max_history)
     hashes = min(count, _LIMITS.dedupe_ring) + min(count - kept, _LIMITS.max_taken)
     size = _ROW_HEADER_BYTES + kept * _EVENT_BYTES + hashes * _HASH_BYTES
-    return _COUNT.pack(count) + _FILLER[_COUNT.size : size]
+    return _COUNT.pack(count) + FILLER[_COUNT.size : size]
 
 
 def count_in(row: bytes) -> int:
@@ -75,12 +75,59 @@ def count_in(row: bytes) -> int:
     return count
 
 
+class RawRows:
+    """One database a partition, with rows of as many bytes as a worker's."""
+
+    def __init__(self, plan: RawPlan) -> None:
+        self._folder = Path(plan.data_dir)
+        self._databases: dict[int, Any] = {}
+
+    def changed(self, partition: int, users: list[bytes], last_offset: int) -> list[Row]:
+        """The new row of each distinct user of these events, and the source row."""
+        counts = Counter(users)
+        keys = [_KEY_BEGIN + user for user in counts]
+        stored = self._database(partition).get(keys)
+        rows: list[Row] = [
+            (key, row_of(count + (count_in(row) if row else 0)))
+            for key, row, count in zip(keys, stored, counts.values(), strict=True)
+        ]
+        rows.append(source_row(last_offset))
+        return rows
+
+    def write(self, partition: int, rows: list[Row]) -> None:
+        """All of them in one batch."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for key, value in rows:
+            batch.put(key, value)
+        self._database(partition).write(batch)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        for database in self._databases.values():
+            database.close()
+
+    def _database(self, partition: int) -> Any:
+        if partition not in self._databases:
+            blocks = rocksdict.BlockBasedOptions()
+            blocks.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
+            blocks.set_bloom_filter(BLOOM_BITS, False)
+            options = rocksdict.Options(raw_mode=True)
+            options.create_if_missing(True)
+            options.set_block_based_table_factory(blocks)
+            options.set_max_open_files(MAX_OPEN_FILES)
+            options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+            options.set_max_write_buffer_number(2)
+            path = self._folder / f"{partition}.db"
+            self._databases[partition] = rocksdict.Rdict(str(path), options=options)
+        return self._databases[partition]
+
+
 class RawLoop:
-    """One consumer, one producer, one database a partition."""
+    """One consumer, one producer, and the rows."""
 
     def __init__(self, plan: RawPlan) -> None:
         self._plan = plan
-        self._databases: dict[int, Any] = {}
+        self._rows = RawRows(plan)
         self._stopped = asyncio.Event()
         self._consumer = AIOKafkaConsumer(
             plan.events,
@@ -114,17 +161,17 @@ class RawLoop:
                 committed_s = time.monotonic()
         await self._consumer.stop()
         await self._producer.stop()
-        for database in self._databases.values():
-            database.close()
+        self._rows.close()
 
     async def _take(self, fetched: dict[Any, list[Any]]) -> None:
         now_ms = int(time.time() * 1000)
         changes: dict[int, list[Row]] = {}
         acknowledged: list[Any] = []
         for tp, records in fetched.items():
-            rows = self._changed(tp.partition, records)
+            keys = [record.key for record in records]
+            rows = self._rows.changed(tp.partition, keys, records[-1].offset)
             changes[tp.partition] = rows
-            deltas = _FILLER * (DELTA_BYTES * len(records) // len(_FILLER) + 1)
+            deltas = FILLER * (DELTA_BYTES * len(records) // len(FILLER) + 1)
             size = DELTA_BYTES * len(records)
             for topic, sent in (
                 (self._plan.changelog, rows),
@@ -133,22 +180,7 @@ class RawLoop:
                 acknowledged += await self._send(topic, tp.partition, sent, now_ms)
         await asyncio.gather(*acknowledged)
         for partition, rows in changes.items():
-            batch = rocksdict.WriteBatch(raw_mode=True)
-            for key, value in rows:
-                batch.put(key, value)
-            self._database(partition).write(batch)
-
-    def _changed(self, partition: int, records: list[Any]) -> list[Row]:
-        """The new row of each distinct user, and the source row."""
-        counts = Counter([record.key for record in records])
-        keys = [_KEY_BEGIN + user for user in counts]
-        stored = self._database(partition).get(keys)
-        rows: list[Row] = [
-            (key, row_of(count + (count_in(row) if row else 0)))
-            for key, row, count in zip(keys, stored, counts.values(), strict=True)
-        ]
-        rows.append(source_row(records[-1].offset))
-        return rows
+            self._rows.write(partition, rows)
 
     async def _send(
         self,
@@ -165,21 +197,6 @@ class RawLoop:
                 batch = self._producer.create_batch()
         futures.append(await self._producer.send_batch(batch, topic, partition=partition))
         return futures
-
-    def _database(self, partition: int) -> Any:
-        if partition not in self._databases:
-            blocks = rocksdict.BlockBasedOptions()
-            blocks.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
-            blocks.set_bloom_filter(BLOOM_BITS, False)
-            options = rocksdict.Options(raw_mode=True)
-            options.create_if_missing(True)
-            options.set_block_based_table_factory(blocks)
-            options.set_max_open_files(MAX_OPEN_FILES)
-            options.set_write_buffer_size(WRITE_BUFFER_BYTES)
-            options.set_max_write_buffer_number(2)
-            path = Path(self._plan.data_dir) / f"{partition}.db"
-            self._databases[partition] = rocksdict.Rdict(str(path), options=options)
-        return self._databases[partition]
 
 
 async def _run(plan: RawPlan) -> None:

@@ -1,6 +1,7 @@
-"""Measure the state path on a real broker, alternating with a raw loop that does nothing else.
+"""Measure the state path on a real broker, alternating with raw loops that do nothing else.
 
-Both read the same topic, and write and send as many bytes (see stream.bench.raw_loop). The worker
+All read the same topic, and write and send as many bytes (see stream.bench.raw_loop): one loop on
+aiokafka, and one on confluent-kafka where that is installed. The worker
 is the real one, as a process of its own, with refreshes switched off: it decodes, folds, knows
 duplicates, counts statistics and keeps the order of guarantee.
 """
@@ -11,7 +12,9 @@ import asyncio
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import get_args
@@ -57,6 +60,7 @@ class StateReport(Struct, frozen=True):
     users: int
     seed: int
     partitions: int
+    hottest_share: float
     load_before: float
     load_after: float
     runs: list[StateRun]
@@ -67,7 +71,7 @@ class StateReport(Struct, frozen=True):
         return not any(run.wrong for run in self.runs)
 
     def ratios(self, batch: int, value: Callable[[StateRun], float]) -> list[float]:
-        """Driftline's value as part of the raw loop's, one a round."""
+        """Driftline's value as part of the raw aiokafka loop's, one a round."""
         found = {(run.contestant, run.round): value(run) for run in self.runs if run.batch == batch}
         rounds = sorted({number for _, number in found})
         return [found["driftline", number] / found["raw", number] for number in rounds]
@@ -75,14 +79,17 @@ class StateReport(Struct, frozen=True):
     def as_table(self) -> str:
         """Medians of each contestant, and the ratios of each round."""
         lines = [
-            f"{self.events:,} events, {self.users:,} users with events, {self.partitions} "
-            f"partitions; load {self.load_before:.1f} before, {self.load_after:.1f} after",
+            f"{self.events:,} events, {self.users:,} users with events (the most active has "
+            f"{self.hottest_share:.0%}), {self.partitions} partitions; "
+            f"load {self.load_before:.1f} before, {self.load_after:.1f} after",
             f"{'batch':>6} {'path':<10} {'events/s':>9} {'CPU us/ev':>9} {'ev/write':>9} "
             f"{'changelog B/ev':>14} {'deltas B/ev':>11}  state",
         ]
+        taking_part = {run.contestant for run in self.runs}
         for batch in sorted({run.batch for run in self.runs}):
             for contestant in get_args(Contestant):
-                lines.append(self._line(batch, contestant))
+                if contestant in taking_part:
+                    lines.append(self._line(batch, contestant))
             speed = self.ratios(batch, lambda run: run.events_per_s)
             cpu = self.ratios(batch, lambda run: run.cpu_us_per_event)
             lines.append(f"{batch:>6} ratio of events/s {_spread(speed)}; of CPU {_spread(cpu)}")
@@ -104,7 +111,7 @@ class StateReport(Struct, frozen=True):
 def bench_state(
     bootstrap: str, workload: Workload, batches: list[int], rounds: int, partitions: int
 ) -> StateReport:
-    """Fill a topic, let both contestants go through it in turn, delete everything again.
+    """Fill a topic, let the contestants go through it in turn, delete everything again.
 
     Raises DriftlineError for a broker or a data set that cannot be used, or a run that fails.
     """
@@ -114,14 +121,15 @@ def bench_state(
         asyncio.run(fill(settings, workload))
         for number in range(rounds):
             for batch in batches:
-                for contestant in get_args(Contestant):
+                for contestant in _contestants():
                     runs.append(_run(settings, workload, contestant, batch, number))
-    users = len(set(workload.user_numbers().tolist()))
+    events_of_users = Counter(workload.user_numbers().tolist())
     return StateReport(
         workload.events,
-        users,
+        len(events_of_users),
         workload.seed,
         partitions,
+        max(events_of_users.values()) / workload.events,
         load_before,
         os.getloadavg()[0],
         runs,
@@ -136,9 +144,9 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
         home = Path(folder)
         command = (
-            _raw_command(settings, batch, home)
-            if contestant == "raw"
-            else _worker_command(settings, workload, batch, home)
+            _worker_command(settings, workload, batch, home)
+            if contestant == "driftline"
+            else _raw_command(settings, contestant, batch, home)
         )
         cpu = run_until_committed(
             command,
@@ -169,7 +177,16 @@ def _run(
     )
 
 
-def _raw_command(settings: Settings, batch: int, home: Path) -> list[str]:
+def _contestants() -> list[Contestant]:
+    """Those that can run here, in the order of their turns."""
+    return [
+        contestant
+        for contestant in get_args(Contestant)
+        if contestant != "confluent" or find_spec("confluent_kafka")
+    ]
+
+
+def _raw_command(settings: Settings, contestant: Contestant, batch: int, home: Path) -> list[str]:
     (home / "data").mkdir()
     plan = RawPlan(
         settings.bootstrap,
@@ -182,7 +199,8 @@ def _raw_command(settings: Settings, batch: int, home: Path) -> list[str]:
         settings.commit_interval_s,
         settings.max_request_bytes,
     )
-    return [sys.executable, "-m", "stream.bench.raw_loop", msgspec.json.encode(plan).decode()]
+    module = "stream.bench.raw_loop" if contestant == "raw" else "stream.bench.raw_confluent"
+    return [sys.executable, "-m", module, msgspec.json.encode(plan).decode()]
 
 
 def _worker_command(settings: Settings, workload: Workload, batch: int, home: Path) -> list[str]:

@@ -25,7 +25,7 @@ from stream.settings import Settings
 from stream.statistics import DeltaRecord
 from stream.topics import state_changelog
 
-Contestant = Literal["raw", "driftline"]
+Contestant = Literal["raw", "confluent", "driftline"]
 
 #: The part of the events before the clock starts: topics made just now refuse the first requests.
 WARM_UP_SHARE = 0.02
@@ -102,7 +102,7 @@ def state_errors(
         if row is None:
             wrong += 1
             continue
-        is_raw = contestant == "raw"
+        is_raw = contestant != "driftline"
         got = count_in(row) if is_raw else UserRow.decode(row, source).events_total
         total += got
         wrong += got != count

@@ -29,6 +29,8 @@ _BEGIN_S = 1_365_000_000.0
 class Workload:
     """What is sent: `events` of users drawn with probability rank^-exponent.
 
+    A `hot_share` of them is one user's, whatever was drawn.
+
     Interactions are those of a data set, under other users, over and over until there are enough;
     without a `path` they are generated with the same fields.
     """
@@ -39,10 +41,15 @@ class Workload:
     seed: int = 1
     path: Path | None = None
     data_format: str = "movietweetings"
+    hot_share: float = 0.0
 
     def user_numbers(self) -> NDArray[np.int64]:
         """[events] the user of every event, 0 being the most active one."""
-        return by_rank(np.random.default_rng(self.seed), self.users, self.exponent, self.events)
+        rng = np.random.default_rng(self.seed)
+        numbers = by_rank(rng, self.users, self.exponent, self.events)
+        if self.hot_share:
+            numbers[rng.random(self.events) < self.hot_share] = 0
+        return numbers
 
     def interactions(self) -> list[Interaction]:
         """Interactions to draw from, in time order."""

@@ -20,7 +20,7 @@ from stream.history import row_key
 
 
 @pytest.mark.broker
-def test_both_contestants_end_with_the_right_state_and_leave_no_topic(kafka: Broker) -> None:
+def test_all_contestants_end_with_the_right_state_and_leave_no_topic(kafka: Broker) -> None:
     arguments = ["--events", "3000", "--users", "300", "--batches", "256", "--rounds", "1"]
 
     done = CliRunner().invoke(
@@ -29,9 +29,10 @@ def test_both_contestants_end_with_the_right_state_and_leave_no_topic(kafka: Bro
 
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert [run["contestant"] for run in report["runs"]] == ["raw", "driftline"]
+    assert [run["contestant"] for run in report["runs"]] == ["raw", "confluent", "driftline"]
     assert all(run["wrong"] == [] and run["events_per_s"] > 0 for run in report["runs"])
-    raw, ours = report["runs"]
+    raw, confluent, ours = report["runs"]
+    assert confluent["delta_bytes_per_event"] == raw["delta_bytes_per_event"]
     assert raw["delta_bytes_per_event"] == pytest.approx(ours["delta_bytes_per_event"], rel=0.1)
     consumer = KafkaConsumer(bootstrap_servers=kafka.bootstrap)
     assert not [name for name in consumer.topics() if name.startswith("driftline-bench-")]
@@ -46,7 +47,7 @@ def test_the_report_has_a_row_for_each_contestant_and_the_ratio() -> None:
         StateRun("driftline", 256, 0, 500.0, 20.0, 250.0, 500.0, 70.0, ["one row is missing"]),
     ]
 
-    report = StateReport(1000, 10, 1, 8, 0.0, 0.0, runs)
+    report = StateReport(1000, 10, 1, 8, 0.1, 0.0, 0.0, runs)
 
     table = report.as_table()
     assert "raw" in table and "WRONG: one row is missing" in table
@@ -65,6 +66,13 @@ def test_a_workload_is_the_same_every_time_and_keyed_by_its_users() -> None:
     events = [decode_user_event(value) for _, value in records]
     assert [event.user_id for event in events] == [key.decode() for key, _ in records]
     assert len({event.event_id for event in events}) == 500
+
+
+def test_a_hot_user_has_its_share_of_the_events() -> None:
+    numbers = Workload(2000, users=1000, hot_share=0.5).user_numbers()
+
+    assert np.mean(numbers == 0) == pytest.approx(0.55, abs=0.1)
+    assert len(set(numbers.tolist())) > 100
 
 
 def test_few_interactions_are_sent_again_under_new_ids_and_later_times(tmp_path: Path) -> None:
