@@ -67,6 +67,23 @@ def _end(report: Any, as_json: bool) -> None:
     sys.exit(0 if report.holds else 1)
 
 
+@bench.command("check")
+@_bootstrap
+@_release
+@click.option("--short", "is_short", is_flag=True, help="Minutes: small loads, one round each.")
+@_json
+def check(bootstrap: str, path: Path | None, is_short: bool, as_json: bool) -> None:
+    """All figures that have a bound, beside it. Exit code 1 where one misses it."""
+    from export.release import open_release
+    from stream.bench.check import check_bounds
+    from stream.bench.whole_engine import bundled_release
+    from stream.cli import reported
+
+    with reported():
+        report = check_bounds(bootstrap, open_release(path or bundled_release()), is_short)
+    _end(report, as_json)
+
+
 @bench.command("latency")
 @_bootstrap
 @_release
