@@ -8,7 +8,6 @@ kernel repeats it: requests of a worker that has long lost its partitions among 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Mapping
 
@@ -77,11 +76,14 @@ class Line:
             far_writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one direction to its end; the other one goes on."""
-        with contextlib.suppress(OSError):  # a side that has gone is no fault of the line
+        """Carry one direction to its end; the other one goes on, unless this one breaks."""
+        try:
             while data := await reader.read(_CHUNK_BYTES):
                 await self._is_whole.wait()
                 writer.write(data)
                 await writer.drain()
             await self._is_whole.wait()
             writer.write_eof()
+        except OSError:  # one side is gone without a word, as a process that was killed
+            await self._is_whole.wait()
+            writer.transport.abort()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient, OffsetSpec
@@ -29,12 +32,14 @@ class Commits:
     def ends(self) -> Offsets:
         """Partition -> the offset that the next record will have."""
         asked = {tp: OffsetSpec.LATEST for tp in self._tps}
-        found = self._connected().list_partition_offsets(asked, timeout_ms=_TIMEOUT_MS)
+        with self._connection() as admin:
+            found = admin.list_partition_offsets(asked, timeout_ms=_TIMEOUT_MS)
         return {tp.partition: at.offset for tp, at in found.items()}
 
     def committed(self) -> Offsets:
         """Partition -> the offset that the group goes on from; 0 where it has none."""
-        offsets = self._connected().list_group_offsets(self._group)[self._group]
+        with self._connection() as admin:
+            offsets = admin.list_group_offsets(self._group)[self._group]
         found = {tp: offsets[tp].offset for tp in self._tps if tp in offsets}
         return {tp.partition: max(found.get(tp, 0), 0) for tp in self._tps}
 
@@ -49,7 +54,9 @@ class Commits:
             self._admin.close()
             self._admin = None
 
-    def _connected(self) -> KafkaAdminClient:
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[Any]:
+        """A client; after an error another one, as it goes on to ask a former coordinator."""
         if self._admin is None:
             self._admin = KafkaAdminClient(
                 bootstrap_servers=self._bootstrap.split(","),
@@ -58,7 +65,11 @@ class Commits:
                 bootstrap_timeout_ms=_TIMEOUT_MS,
                 reconnect_backoff_max_ms=500,
             )
-        return self._admin
+        try:
+            yield self._admin
+        except BaseException:
+            self.close()
+            raise
 
 
 class Watch(threading.Thread):
