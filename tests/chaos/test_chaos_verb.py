@@ -1,0 +1,154 @@
+"""The verb `chaos`: faults strike and are survived, controls are found out, wrong use is told."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from engine import COMMAND, driftline, environment, wait_until
+from kafka_cluster import kafka_home
+
+from stream.chaos.report import ChaosReport, Control, Injected
+from stream.chaos.traffic import number_of, records
+
+
+@pytest.fixture(scope="module")
+def libs_home(request: pytest.FixtureRequest) -> Path:
+    """Where Kafka's jars are; this verb starts brokers of its own from them."""
+    home = kafka_home()
+    if not any((home / "libs").glob("kafka_*.jar")):
+        if request.config.getoption("--require-broker"):
+            pytest.fail(f"--require-broker, and {home}/libs holds no Kafka jars", pytrace=False)
+        pytest.skip(f"{home}/libs holds no Kafka jars (KAFKA_HOME)")
+    return home
+
+
+def chaos(libs_home: Path, *arguments: object, patience_s: float) -> tuple[int, dict]:
+    options = ["--kafka-home", libs_home, *arguments, "--json"]
+    done = driftline("chaos", *options, patience_s=patience_s)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_a_short_run_survives_its_faults_and_finds_the_broken_guard_out(libs_home: Path) -> None:
+    code, report = chaos(
+        libs_home,
+        *("--faults", "kill,step-ack,duplicates", "--each", 1, "--workers", 1),
+        *("--break-guard", "watermark", "--seed", 3),
+        patience_s=300,
+    )
+
+    assert code == 0, json.dumps(report, indent=1)
+    assert {fault["name"]: fault["struck"] for fault in report["faults"]} == {
+        "kill": 1,
+        "step-ack": 1,
+        "duplicates": 1,
+    }
+    verdict = report["verdict"]
+    assert verdict["records"] > verdict["events"] > 500
+    assert verdict["users"] > 100
+    assert verdict["lost"] == verdict["applied_twice"] == verdict["stale_writes"] == 0
+    assert report["longest_s"] > 0
+    (control,) = report["controls"]
+    assert control["guard"] == "watermark"
+    assert control["applied_twice"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_brokers_and_disks_fail_and_nothing_is_lost(libs_home: Path, nodes: int) -> None:
+    faults = "broker-kill,broker-pause,brokers-all,wipe,bit-flip,truncate,remove,disk-full,zombie"
+
+    code, report = chaos(
+        libs_home,
+        *("--faults", faults, "--each", 1, "--nodes", nodes, "--break-guard", "none"),
+        patience_s=900,
+    )
+
+    assert code == 0, json.dumps(report, indent=1)
+    skipped = {fault["name"] for fault in report["faults"] if fault["skipped"]}
+    assert skipped == ({"brokers-all"} if nodes == 1 else set())
+
+
+def test_ctrl_c_ends_all_processes_and_removes_the_files(libs_home: Path, tmp_path: Path) -> None:
+    command = [*COMMAND, "chaos", "--kafka-home", str(libs_home), "--faults", "kill"]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment(TMPDIR=str(tmp_path))
+    )
+    wait_until(lambda: list(tmp_path.glob("driftline-chaos-*/engine/*.log")), "workers start")
+
+    process.send_signal(signal.SIGINT)
+
+    assert process.wait(60) == 1
+    assert not list(tmp_path.iterdir())
+    wait_until(lambda: not processes_under(tmp_path), "all processes have ended", 10)
+
+
+def processes_under(folder: Path) -> list[str]:
+    """Command lines of the processes that work in a folder, or below it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if str((path / "cwd").readlink()).startswith(str(folder)):
+                found.append((path / "cmdline").read_text())
+        except OSError:  # it has ended, or is not ours to look at
+            continue
+    return found
+
+
+def test_without_kafka_it_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
+    done = driftline("chaos", "--kafka-home", tmp_path)
+
+    assert done.returncode == 2
+    assert f"{tmp_path}/libs" in done.stderr
+    assert "KAFKA_HOME" in done.stderr
+
+
+def test_a_fault_that_there_is_not_is_named_beside_those_that_there_are() -> None:
+    done = driftline("chaos", "--faults", "kill,earthquake")
+
+    assert done.returncode == 2
+    assert "got earthquake" in done.stderr
+    assert "broker-kill" in done.stderr
+
+
+def test_a_seed_always_sends_the_same_records_and_their_numbers_can_be_read() -> None:
+    def first(seed: int) -> list[tuple[int, list[tuple[bytes, bytes]]]]:
+        return [event for event, _ in zip(records(seed), range(3000), strict=False)]
+
+    sent = first(1)
+
+    assert sent == first(1) != first(2)
+    assert all(number_of(value) == number for number, of in sent for _, value in of)
+    assert sum(len(of) == 2 for _, of in sent) > 10
+    assert sum(key != json.loads(value)["user_id"].encode() for key, value in whole(sent)) > 2
+
+
+def whole(sent: list[tuple[int, list[tuple[bytes, bytes]]]]) -> list[tuple[bytes, bytes]]:
+    """The records that are whole JSON."""
+    return [record for _, of in sent for record in of if record[1].endswith(b"}")]
+
+
+@pytest.mark.parametrize(
+    "harm", ["lost", "applied_twice", "wrong", "lists_missing", "stale_writes", "missing_in_log"]
+)
+def test_a_report_with_any_harm_does_not_hold(harm: str) -> None:
+    report = ChaosReport(seed=1, nodes=1, workers=1, rate=300)
+    assert report.holds
+
+    setattr(report.verdict, harm, 1)
+
+    assert not report.holds
+    assert report.as_table().endswith("NOT survived")
+
+
+def test_a_fault_that_never_struck_and_a_control_that_found_nothing_do_not_hold() -> None:
+    missed = ChaosReport(1, 1, 1, 300, faults=[Injected("kill", "a worker killed", 2, struck=1)])
+    blind = ChaosReport(1, 1, 1, 300, controls=[Control("watermark", "step-x", 2, 9, 0, 0, 0)])
+
+    assert not missed.holds
+    assert not blind.holds
+    assert "NOT FOUND OUT" in blind.as_table()
