@@ -108,7 +108,11 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
         settings,
         live,
         _sender(app),
-        lambda: bool(app.tables.actives_ready) and TP(events, 0) in app.consumer.assignment(),
+        lambda: (
+            not app.should_stop  # the producer stops before the outputs do
+            and bool(app.tables.actives_ready)
+            and TP(events, 0) in app.consumer.assignment()
+        ),
         statistics_source(settings),
     )
     return WorkerParts(fence, ProgressWatchdog(app), live, shared, app)
