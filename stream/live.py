@@ -73,8 +73,7 @@ class LiveParts(Service):  # type: ignore[misc]
         return snapshot_folder(self.settings)
 
     async def on_start(self) -> None:
-        for reader in self._readers:
-            await self.add_runtime_dependency(reader)
+        await asyncio.gather(*map(self.add_runtime_dependency, self._readers))
         await wait_caught_up(self._readers, _READY_TIMEOUT_S)
         if self.settings.model:
             await self.add_runtime_dependency(self.releases)

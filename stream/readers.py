@@ -18,6 +18,10 @@ from stream.kafka.pacing import pace_empty_fetches
 #: Takes records of any partitions, those of each in the order of their offsets.
 TakeRecords = Callable[[list[Any]], None]
 
+#: How long a fetch waits at the broker when there is nothing. Requests on a connection are answered
+#: in order, so the questions for offsets at the start wait as long.
+_LONG_POLL_MS = 200
+
 
 class TopicReader(Service):  # type: ignore[misc]
     """Hands every record of a topic to `take`, from given positions on.
@@ -60,6 +64,7 @@ class TopicReader(Service):  # type: ignore[misc]
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            fetch_max_wait_ms=_LONG_POLL_MS,
         )
         bound_fetches(self._consumer, self._max_batch_bytes)
         await self._consumer.start()
