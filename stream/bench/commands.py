@@ -77,7 +77,7 @@ def check(bootstrap: str, path: Path | None, is_short: bool, as_json: bool) -> N
     from export.release import open_release
     from stream.bench.check import check_bounds
     from stream.bench.whole_engine import bundled_release
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     with reported():
         report = check_bounds(bootstrap, open_release(path or bundled_release()), is_short)
@@ -134,7 +134,7 @@ def latency(
     from stream.bench.curve import wait_curve
     from stream.bench.latency import LatencyPlan, bench_latency
     from stream.bench.whole_engine import bundled_release
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     plan = LatencyPlan(loads, waits, seconds, users, items, partitions)
     with reported():
@@ -152,7 +152,7 @@ def latency(
 def start(bootstrap: str, partitions: int, rounds: int, as_json: bool) -> None:
     """Seconds from the start of a worker's process until it is ready, on an empty state."""
     from stream.bench.starts import bench_start
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     with reported():
         report = bench_start(bootstrap, partitions, rounds)
@@ -177,7 +177,7 @@ def recovery(
     """
     from stream.bench.starts import bench_recovery
     from stream.bench.workload import Workload
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     with reported():
         report = bench_recovery(bootstrap, Workload(events, users), partitions, rounds)
@@ -203,7 +203,7 @@ def failover(
     from export.release import open_release
     from stream.bench.failover import bench_failover
     from stream.bench.whole_engine import bundled_release
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     with reported():
         release = open_release(path or bundled_release())
@@ -234,7 +234,7 @@ def memory(
     from export.release import open_release
     from stream.bench.memory import bench_memory
     from stream.bench.whole_engine import bundled_release
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     with reported():
         release = open_release(path or bundled_release())
@@ -304,7 +304,7 @@ def state(
     """
     from stream.bench.state import bench_state
     from stream.bench.workload import Workload
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     all_hold = True
     for count, size in itertools.product(users, partitions):
@@ -335,7 +335,7 @@ def rank(
 ) -> None:
     """A release's graph alone and in the worker: users/s, and where the rest of the time goes."""
     from stream.bench.rank import bench_rank, find_release
-    from stream.cli import reported
+    from stream.verbs.options import reported
 
     settings = Settings(registry=registry, device="cuda" if device == "cuda" else "cpu")
     with reported():
