@@ -202,14 +202,14 @@ def _pause_node(scene: Scene) -> bool:
     return has_struck
 
 
-def _cut_off(scene: Scene) -> bool:
+def _cut_off(scene: Scene, keeps_connections: bool) -> bool:
     """Cut the first worker off, for less or for more than a session, and heal the line."""
     has_struck = scene.aim(scene.standing[0])
     scene.line.cut()
     try:
         time.sleep(scene.rng.choice((0.3, 0.8, 1.5, 2.5)) * SESSION_S)
     finally:
-        scene.line.heal()
+        scene.line.heal(keeps_connections)
     return has_struck
 
 
@@ -259,7 +259,16 @@ FAULTS = {
         Fault("broker-kill", "a broker killed and started again", _kill_node),
         Fault("brokers-all", "all brokers killed and started again", _kill_all_nodes, (3,)),
         Fault("broker-pause", "a broker stopped, that wakes up", _pause_node),
-        Fault("cut-off", "a worker cut off from the brokers, and healed", _cut_off),
+        Fault(
+            "cut-off",
+            "a worker cut off from the brokers; all arrives late",
+            partial(_cut_off, keeps_connections=True),
+        ),
+        Fault(
+            "cut-lost",
+            "a worker cut off from the brokers; its connections are lost",
+            partial(_cut_off, keeps_connections=False),
+        ),
         Fault("duplicates", "200 records sent once more", _send_again),
         Fault("disk-full", "a worker's disk full, and freed", _fill_disk),
     )

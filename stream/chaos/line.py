@@ -1,8 +1,9 @@
 """A TCP line between a worker and the brokers that can be cut off, and healed.
 
 Nothing is told to either side while it is cut: connections stay open and no byte comes through.
-What was on its way arrives after all when the line heals, as on a real network, where the sender's
-kernel repeats it: requests of a worker that has long lost its partitions among them.
+When the line heals, what was on its way arrives after all, as on a real network, where the sender's
+kernel repeats it: requests of a worker that has long lost its partitions among them. Or it is lost
+and the connections are broken, as after a time that a kernel or a router allows them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,18 @@ class Line:
         """Let nothing through from now on."""
         self._loop.call_soon_threadsafe(self._is_whole.clear)
 
-    def heal(self) -> None:
-        """Let all through again, what was held back first."""
-        self._loop.call_soon_threadsafe(self._is_whole.set)
+    def heal(self, keeps_connections: bool = True) -> None:
+        """Let all through again: what was held back first, or only what comes on new connections.
+
+        Without a cut, `heal(False)` breaks the connections that there are.
+        """
+        self._loop.call_soon_threadsafe(self._heal, keeps_connections)
+
+    def _heal(self, keeps_connections: bool) -> None:
+        if not keeps_connections:
+            for task in self._tasks:
+                task.cancel()
+        self._is_whole.set()
 
     def close(self) -> None:
         """Close all connections and listen no more."""

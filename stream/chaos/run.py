@@ -167,6 +167,8 @@ def _inject(fault: Fault, scene: Scene, watch: Watch, report: ChaosReport) -> bo
     try:
         has_struck = fault.strike(scene)
         scene.engine.supervised(scene.standing)
+        if not scene.sender.is_alive():
+            raise StuckError("the sender ended by itself; its error is above")
     except (StuckError, WorkerError) as error:
         report.stuck = f"after {fault.name}: {error}"
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -105,7 +106,7 @@ class Sender(threading.Thread):
         self._stop_asked.set()
         if self.is_alive():
             self.join(3 * _PATIENCE_S)
-        self._producer.close(timeout=1)
+        _close(self._producer)
 
     def send_events(self, size: int) -> None:
         """Send the next events and wait until the broker has all of them."""
@@ -140,7 +141,7 @@ class Sender(threading.Thread):
                 if not future.is_done or future.failed():
                     left.append(record)
             if left:  # of an idempotent producer nothing comes after an error that it keeps
-                producer.close(timeout=0)
+                _close(producer)
                 self._producer = self._new_producer()
             wanted = left
 
@@ -159,3 +160,9 @@ class Sender(threading.Thread):
             except KafkaError:
                 if self._stop_asked.wait(0.5):
                     raise
+
+
+def _close(producer: KafkaProducer) -> None:
+    """Give a producer up, with whatever it could not send."""
+    with contextlib.suppress(KafkaError):
+        producer.close(timeout=0)
