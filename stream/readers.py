@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from mode import Service
 
@@ -17,10 +17,6 @@ from stream.kafka.pacing import pace_empty_fetches
 
 #: Takes records of any partitions, those of each in the order of their offsets.
 TakeRecords = Callable[[list[Any]], None]
-
-#: How long a fetch waits at the broker when there is nothing. Requests on a connection are answered
-#: in order, so the questions for offsets at the start wait as long.
-_LONG_POLL_MS = 200
 
 
 class TopicReader(Service):  # type: ignore[misc]
@@ -58,20 +54,21 @@ class TopicReader(Service):  # type: ignore[misc]
 
     async def on_start(self) -> None:
         self._consumer = AIOKafkaConsumer(
-            self.topic,
             bootstrap_servers=self._bootstrap,
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
-            fetch_max_wait_ms=_LONG_POLL_MS,
         )
         bound_fetches(self._consumer, self._max_batch_bytes)
         await self._consumer.start()
         pace_empty_fetches(self._consumer)
-        assigned = sorted(self._consumer.assignment())  # without a group: every partition
+        # before anything is assigned: a fetch that waits would keep these answers back
+        partitions = await self._consumer._client._wait_on_metadata(self.topic)
+        assigned = [TopicPartition(self.topic, number) for number in sorted(partitions)]
         begins = await self._consumer.beginning_offsets(assigned)
         ends = await self._consumer.end_offsets(assigned)
+        self._consumer.assign(assigned)
         for tp in assigned:
             start = max(self.positions.get(tp.partition, 0), begins[tp])
             self.positions[tp.partition] = start

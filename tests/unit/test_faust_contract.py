@@ -12,6 +12,7 @@ from importlib.metadata import version
 import aiokafka
 import faust
 import pytest
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faust.app.base import App
@@ -54,6 +55,7 @@ def test_the_versions_are_those_the_layer_was_written_for():
         (driver.AIOKafkaConsumerThread, "seek_wait", ["self", "partitions"]),
         (driver.AIOKafkaConsumerThread, "_ensure_consumer", ["self"]),
         (faust_consumer, "ensure_TP", ["tp"]),
+        (AIOKafkaClient, "_wait_on_metadata", ["self", "topic"]),
         # producer
         (driver.Producer, "_ensure_producer", ["self"]),
         (aiokafka.AIOKafkaProducer, "create_batch", ["self"]),
