@@ -35,12 +35,16 @@ _READY_TIMEOUT_S = 600.0
 
 
 class StartReport(Struct, frozen=True):
-    """Seconds from the start of the process until it is ready, one a round."""
+    """Seconds from the start of the process until it is ready, and of CPU meanwhile, a round each.
+
+    The CPU says what a start would take on cores of its own.
+    """
 
     partitions: int
     load_before: float
     load_after: float
     empty_s: list[float]
+    empty_cpu_s: list[float]
 
     @property
     def holds(self) -> bool:
@@ -50,8 +54,9 @@ class StartReport(Struct, frozen=True):
     def as_table(self) -> str:
         """One line."""
         return (
-            f"ready on an empty state in {_each(self.empty_s)}, {self.partitions} partitions; "
-            f"load {self.load_before:.1f} before, {self.load_after:.1f} after"
+            f"ready on an empty state in {_each(self.empty_s)}, "
+            f"{median(self.empty_cpu_s):.2f} s of CPU, {self.partitions} partitions; load "
+            f"{self.load_before:.1f} before, {self.load_after:.1f} after"
         )
 
 
@@ -105,7 +110,7 @@ class RecoveryReport(Struct, frozen=True):
 def bench_start(bootstrap: str, partitions: int, rounds: int) -> StartReport:
     """Start workers on nothing, each in a group of its own, one after the other."""
     load_before = os.getloadavg()[0]
-    took_s = []
+    took_s, cpu_s = [], []
     with bench_topics(bootstrap, partitions) as engine, _folder() as home:
         settings = msgspec.structs.replace(
             engine, model=False, data_dir=str(home / "data"), registry=str(home / "registry")
@@ -113,8 +118,12 @@ def bench_start(bootstrap: str, partitions: int, rounds: int) -> StartReport:
         for number in range(rounds):
             alone = for_run(settings, f"round-{number}")
             create_topics(alone)
-            took_s.append(_ready_s(alone, home / alone.group))
-    return StartReport(partitions, load_before, os.getloadavg()[0], took_s)
+            with running_worker(alone, home / alone.group) as worker:
+                took_s.append(worker.wait_ready())
+                worker.cpu.take(worker.pid)
+                cpu_s.append(worker.cpu.used_s[-1])
+                worker.stop()
+    return StartReport(partitions, load_before, os.getloadavg()[0], took_s, cpu_s)
 
 
 def bench_recovery(
