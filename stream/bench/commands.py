@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from stream.settings import Settings
 @click.group()
 def bench() -> None:
     """Measure this machine: ratios within one run count, not figures of different runs."""
+    signal.signal(signal.SIGTERM, _end_in_order)
+
+
+def _end_in_order(number: int, _: object) -> None:
+    """Leave by an exception, so that topics are deleted and processes ended on the way."""
+    sys.exit(128 + number)
 
 
 def _counts(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
