@@ -7,6 +7,7 @@ on disk is always the fold of the changelog up to exactly that offset, whenever 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,7 +59,7 @@ class ReservedKeyError(DriftlineError):
 
 
 class DamagedTableError(DriftlineError):
-    """A database on disk cannot be read; it is set aside at the next start."""
+    """A database on disk is damaged; it is set aside at the next start."""
 
 
 class RowTable(Table):  # type: ignore[misc]
@@ -93,7 +94,8 @@ class RowTable(Table):  # type: ignore[misc]
         """Write rows that are in the changelog up to `changelog_offset`, in one RocksDB batch.
 
         Call it after the broker has acknowledged all of them, with the offset of the last. A row
-        with value None is deleted. Blocks on disk.
+        with value None is deleted. Blocks on disk. Raises DamagedTableError when the database on
+        disk turns out to be damaged.
         """
         store: RowStore = self.data
         store.write(partition, rows, changelog_offset)
@@ -111,11 +113,13 @@ class RowTable(Table):  # type: ignore[misc]
         """All rows of a partition in key order, without the table's own. Slow.
 
         The iterator shows the partition as it is now, whatever is written meanwhile.
+        Raises DamagedTableError when the database cannot be read.
         """
         store: RowStore = self.data
-        for key, value in store.db(partition).items():
-            if key != OFFSET_KEY and not key.startswith(_OWN):
-                yield key, value
+        with store.marking_damage(partition):
+            for key, value in store.db(partition).items():
+                if key != OFFSET_KEY and not key.startswith(_OWN):
+                    yield key, value
 
     def restore(self, partition: int, records: Sequence[ConsumerRecord]) -> None:
         """Apply changelog records, in offset order, in one RocksDB batch.
@@ -169,16 +173,8 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
     table: RowTable
 
     def get_many(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
-        try:
+        with self.marking_damage(partition):
             values: list[bytes | None] = self.db(partition).get(list(keys))
-        except Exception as error:
-            if not _is_damage(error):
-                raise
-            self._damage_mark(partition).touch()
-            raise DamagedTableError(
-                f"partition {partition} of table {self.table_name!r} cannot be read: {error}. "
-                "Start the worker again: the partition is built anew from the changelog"
-            ) from error
         return values
 
     def write(self, partition: int, rows: Iterable[Row], changelog_offset: int) -> None:
@@ -191,10 +187,28 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
             else:
                 batch.put(key, value)
         batch.put(OFFSET_KEY, b"%d" % changelog_offset)
-        self.db(partition).write(batch)
+        with self.marking_damage(partition):  # met while files are merged, it shows here
+            self.db(partition).write(batch)
 
     def db(self, partition: int) -> rocksdict.Rdict:
         return self._db_for_partition(partition)
+
+    @contextlib.contextmanager
+    def marking_damage(self, partition: int) -> Iterator[None]:
+        """Damage that RocksDB meets in the block is put down, and raised as DamagedTableError.
+
+        The next start sets the database aside: without the mark it would open the same files.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not _is_damage(error):
+                raise
+            self._damage_mark(partition).touch()
+            raise DamagedTableError(
+                f"partition {partition} of table {self.table_name!r} is damaged on disk: {error}. "
+                "Start the worker again: the partition is built anew from the changelog"
+            ) from error
 
     # -- what Faust calls -------------------------------------------------------------------
 
@@ -211,11 +225,20 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
     def revoke_partitions(self, table: CollectionT, tps: set[TP]) -> None:
         for tp in tps:
             if tp.topic == self.table.changelog_topic_name and tp.partition in self._dbs:
-                self._dbs.pop(tp.partition).close()
+                self._close(tp.partition)
 
     async def stop(self) -> None:
-        while self._dbs:
-            self._dbs.popitem()[1].close()
+        for partition in list(self._dbs):
+            self._close(partition)
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        (offset,) = self.get_many(tp.partition, [OFFSET_KEY])
+        return None if offset is None else int(offset)
+
+    def _close(self, partition: int) -> None:
+        """Damage that shows in closing is put down; the other databases are closed all the same."""
+        with contextlib.suppress(DamagedTableError), self.marking_damage(partition):
+            self._dbs.pop(partition).close()
 
     def _open_for_partition(self, partition: int) -> rocksdict.Rdict:
         path = self.partition_path(partition)

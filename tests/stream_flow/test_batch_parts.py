@@ -316,6 +316,26 @@ def test_a_partition_that_is_found_damaged_while_reading_is_set_aside_at_the_nex
     assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
 
 
+def test_damage_that_shows_in_writing_is_set_aside_at_the_next_start(make_table, tmp_path):
+    table = make_table()
+    for number in range(2):  # two files, to be merged
+        table.write(0, [(b"k%d" % n, os.urandom(200)) for n in range(2_000)], number)
+        table.data.db(0).flush()
+    table = make_table()
+    file = min((tmp_path / "tables").glob("rows-0.db/*.sst"))
+    content = bytearray(file.read_bytes())
+    content[: len(content) // 2] = os.urandom(len(content) // 2)
+    file.write_bytes(content)
+
+    table.data.db(0).compact_range(None, None)
+    with pytest.raises(DamagedTableError):
+        table.write(0, [(b"a", b"1")], 2)
+    table = make_table()
+
+    assert table.persisted_offset(TP(table.changelog_topic_name, 0)) is None
+    assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
+
+
 def test_a_database_that_another_process_holds_is_not_taken_for_damaged(make_table, tmp_path):
     table = make_table()
     table.write(0, [(b"a", b"1")], 1)
