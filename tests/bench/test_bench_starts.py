@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from kafka_cluster import Broker
 
+from stream.bench.check import RECOVERY
 from stream.bench.starts import RecoveryReport
 from stream.cli import main
 
@@ -17,6 +18,12 @@ def test_recovery_takes_what_a_wiped_disk_adds_to_a_start() -> None:
 
     assert report.recovery_s == pytest.approx(2.0)
     assert report.records_per_s == pytest.approx(500.0)
+
+
+def test_a_recovery_that_the_noise_hides_has_no_rate_and_meets_no_bound() -> None:
+    report = RecoveryReport(10, 5, 1000, 2.0, [3.0], [2.0], 0.0, 0.0, [])
+
+    assert not RECOVERY.is_met(report.records_per_s)
 
 
 @pytest.mark.broker
