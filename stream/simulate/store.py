@@ -7,6 +7,7 @@ takes the newest batches with it, but never an older one without all newer.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterable, Sequence
 
@@ -96,6 +97,10 @@ class SimulatedStore:
         batch: dict[bytes, bytes | None] = dict(rows)
         batch[OFFSET_KEY] = b"%d" % changelog_offset
         self.db(partition).write(batch)
+
+    def marking_damage(self, partition: int) -> contextlib.AbstractContextManager[None]:
+        """This disk forgets, but damages nothing."""
+        return contextlib.nullcontext()
 
     def persisted_offset(self, partition: int) -> int:
         """The changelog offset that the rows stand at; -1: none."""
