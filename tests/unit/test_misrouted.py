@@ -1,4 +1,4 @@
-"""An event on the wrong partition is sent on, even while the right one has its user in the batch."""
+"""An event on the wrong partition is sent on, even while its user has right ones in the batch."""
 
 from __future__ import annotations
 
