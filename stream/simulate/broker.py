@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aiokafka.structs import ConsumerRecord
+from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.structs import ConsumerRecord, TopicPartition
 
 Headers = Sequence[tuple[str, bytes]]
 Entry = tuple[bytes | None, bytes | None, Headers]
@@ -51,7 +52,12 @@ class PartitionLog:
         return base
 
     def read(self, offset: int, count: int) -> list[ConsumerRecord]:
-        """Up to `count` records from this offset, or the next one there is, on."""
+        """Up to `count` records from this offset, or the next one there is, on.
+
+        Raises OffsetOutOfRangeError where the log ends before this offset.
+        """
+        if offset > self.end:
+            raise OffsetOutOfRangeError({TopicPartition(self.topic, self.partition): offset})
         low, high = 0, len(self.records)
         while low < high:
             middle = (low + high) // 2
@@ -94,7 +100,8 @@ class Group:
     """The coordinator's part of a consumer group whose members share the partitions of one topic.
 
     A member that is not heard of for a session is out; one that does not join again within the
-    rebalance timeout too. Offsets are taken from members of the current generation alone.
+    rebalance timeout too. Who is out comes back under another name only. Offsets are taken from
+    members of the current generation alone; while there is no member, from those of none.
     """
 
     partitions: int
@@ -104,19 +111,28 @@ class Group:
     is_rebalancing: bool = False
     members: dict[str, Member] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
+    _gone: set[str] = field(default_factory=set)
     _rebalance_began_s: float = 0.0
 
     def join(self, name: str, now_s: float) -> None:
-        """A member comes, or comes again: a rebalance is under way, or begins."""
+        """A member comes, or comes again: a rebalance is under way, or begins.
+
+        Of the members of a stable group only the first, their leader, begins one by coming again:
+        the others get what they have.
+        """
+        if name in self._gone:
+            return
+        is_settled = not self.is_rebalancing and name in list(self.members)[1:]
         member = self.members.setdefault(name, Member(now_s))
         member.last_seen_s = now_s
-        self._begin(now_s)
-        member.has_joined = True
+        if not is_settled:
+            self._begin(now_s)
+            member.has_joined = True
 
     def joined(self, name: str) -> tuple[int, tuple[int, ...]] | None:
         """Generation and partitions of a member, once the rebalance is over; None: wait.
 
-        A member that was thrown out meanwhile gets nothing, in generation -1.
+        Who is out gets nothing, in generation -1.
         """
         member = self.members.get(name)
         if member is None:
@@ -132,17 +148,28 @@ class Group:
                 reply = "rebalance"
         return reply
 
-    def commit(self, name: str, generation: int, offsets: dict[int, int]) -> Reply:
-        """Keep offsets; before a rebalance is over, those of the generation that ends count."""
-        reply = self._judge(name, generation)
+    def commit(self, name: str, generation: int, offsets: dict[int, int], now_s: float) -> Reply:
+        """Keep offsets, a sign of life too.
+
+        Before a rebalance is over, those of the generation that ends count.
+        """
+        if generation < 0 and not self.members:
+            reply: Reply = "ok"
+        else:
+            reply = self._judge(name, generation)
         if reply == "ok":
             self.committed.update(offsets)
+            if name in self.members:
+                self.members[name].last_seen_s = now_s
         return reply
 
     def leave(self, name: str, now_s: float) -> None:
         """A member goes."""
         if self.members.pop(name, None) is not None:
+            self._gone.add(name)
             self._begin(now_s)
+            if not self.members:
+                self._end(now_s)
 
     def tick(self, now_s: float) -> None:
         """Let time pass: throw out who is silent, end the rebalance when all are there."""

@@ -82,8 +82,8 @@ class BrokerClient:
         """As Faust has it: a commit that the group refuses is no error."""
         numbers = {tp.partition: offset for tp, offset in offsets.items()}
         generation: int = self.coordinator.generation
-        group = self._broker.group
-        reply = await self._ask(lambda: group.commit(self.name, generation, numbers))
+        group, now = self._broker.group, asyncio.get_running_loop().time
+        reply = await self._ask(lambda: group.commit(self.name, generation, numbers, now()))
         return bool(reply == "ok")
 
     async def getmany(
@@ -191,8 +191,8 @@ class ProducerClient:
                 delivery.set_exception(KafkaTimeoutError())
             return
         if not delivery.done():
-            tp, kind = TP(*where), 0
-            delivery.set_result(RecordMetadata(*where, tp, base, batch.timestamp_ms, kind, 0))
+            kind, begin = 0, 0
+            delivery.set_result(RecordMetadata(*where, TP(*where), base, -1, kind, begin))
 
 
 class SimulatedProducer(BatchProducer):

@@ -35,7 +35,8 @@ class Link:
         self._is_open = asyncio.Event()
         self._is_open.set()
         self._is_dead = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        # a dict keeps their order: that of a set of tasks is not the seed's
+        self._tasks: dict[asyncio.Task[None], None] = {}
 
     async def call(self, act: Callable[[], T]) -> T:
         """Do something at the broker.
@@ -46,8 +47,8 @@ class Link:
         task = asyncio.get_running_loop().create_task(
             self._carry(act, answer), context=contextvars.Context()
         )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
         return await answer
 
     def cut(self) -> None:
