@@ -72,6 +72,8 @@ class ExpectedState:
         self._max_taken = settings.max_taken
         self._ring_size = settings.dedupe_ring
         self._list_lifetime_ms = settings.list_lifetime_ms
+        #: Lists of events may be left out as too little of them is new; those of visits never are.
+        self._leaves_out = settings.refresh_min_change > 0
 
     def has_expired(self, user: ExpectedUser) -> bool:
         """Whether the list due last may have been skipped: it would have expired by now."""
@@ -88,7 +90,7 @@ class ExpectedState:
         if user.has_opted_out:
             user.applied_offset = offset
             return
-        if event.makes_due:
+        if event.makes_due and (event.role.role == "visit" or not self._leaves_out):
             user.due_offset, user.due_ms = offset, event.time_ms
             if event.role.role == "visit":
                 user.due_visit_offset = offset

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from folding import FINGERPRINT, NOW_MS, PARTITIONS, Record, Store, body, control, partition_of
 from hypothesis import given
@@ -275,6 +276,18 @@ def test_the_state_that_a_decision_tells_counts_and_not_the_trigger():
 
     assert fresh.holds
     assert stale.lost == 1
+
+
+@pytest.mark.parametrize(("smallest", "missing"), [(0.0, 1), (0.2, 0)])
+def test_where_lists_with_little_news_are_left_out_none_of_an_event_is_missed(smallest, missing):
+    settings = msgspec.structs.replace(SETTINGS, refresh_min_change=smallest)
+    rules, expected = EventRules(settings, PARTITIONS), ExpectedState(settings)
+    for placed in clicks(5) + clicks(5, "bob", "film"):
+        expected.apply(rules.judge(placed), placed.partition, placed.offset)
+
+    check = check_lists(SentLists.of([sent_list("bob", 1, 4)]), {}, expected, {}, DeltaTopic())
+
+    assert check.lost == missing
 
 
 def test_who_came_in_the_very_first_batch_may_be_without_a_list():
