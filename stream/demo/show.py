@@ -24,8 +24,9 @@ _FIRST_LIST_PATIENCE_S = 120.0
 #: How long to sleep between two looks at the topics: the embedded broker answers at once even
 #: where there is nothing, so that waiting for news there would keep a core busy.
 _LOOK_S = 0.02
-#: A process that dies is started again after a moment; one that dies at once, again and again, not.
-_RESTART_AFTER_S = 1.0
+#: A process that dies is started again after this, so that the page has time to say that nothing
+#: answers; one that dies at once, again and again, is not.
+_RESTART_AFTER_S = 4.0
 _HASTY_S, _HASTY_DEATHS = 10.0, 3
 _STATUS_EVERY_S = 30.0
 #: Between two visits while the first list has not come yet.
