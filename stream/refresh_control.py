@@ -99,7 +99,6 @@ class RefreshControl:
         self._fingerprint = fingerprint
         self._can_list = can_list
         self._clock = clock
-        self._partitions: set[int] = set()
         self._waiting = WaitingLists()
         #: Partitions whose rows may tell of lists that are not in `_waiting`.
         self._unscanned: set[int] = set()
@@ -112,7 +111,6 @@ class RefreshControl:
         self.backlog.forget()
         self._waiting = WaitingLists()
         self._scan = None
-        self._partitions = set(flagged)
         self._flagged = {partition for partition, is_flagged in flagged.items() if is_flagged}
         self._unscanned = set(self._flagged)
         metrics.WAITING_LISTS.set(0)
