@@ -57,8 +57,8 @@ def test_the_engine_runs_by_the_four_commands(run, kafka: Broker, prefix: str, t
     now_s = time.time()
     (tmp_path / "clicks.jsonl").write_text(
         "\n".join(
-            json.dumps({"user": f"u{n % 7}", "item": f"i{n % 11}", "time": now_s - 100 + n})
-            for n in range(60)
+            json.dumps({"user": f"u{n % 7}", "item": f"i{n % 97}", "time": now_s - 500 + n})
+            for n in range(500)  # at 50 a second they go on when the worker is up
         )
     )
 
