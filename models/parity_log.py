@@ -49,6 +49,7 @@ class ParityPlan:
     roles: Mapping[str, EventRole]
     max_history: int
     dedupe_ring: int
+    max_lateness_ms: int
     popularity_half_lives_ms: tuple[int, int]
     chain_half_life_ms: int
     neighbours: int
@@ -185,7 +186,7 @@ def read_log(plan: ParityPlan) -> EventLog:
     """Fold all of user-events and read all of items."""
     refused = _refused(plan)
     log = EventLog()
-    fold = _Fold(plan, log)
+    fold = LogFold(plan, log, len(_partitions(plan, "user-events")))
     for record in _read(plan, "user-events"):
         if (record.topic, record.partition, record.offset) not in refused:
             fold.take(record)
@@ -203,18 +204,20 @@ def _refused(plan: ParityPlan) -> set[tuple[str, int, int]]:
     return found
 
 
-class _Fold:
-    """Applies events in the order of the log."""
+class LogFold:
+    """Applies events in the order of the log to an EventLog, of a topic of so many partitions."""
 
-    def __init__(self, plan: ParityPlan, log: EventLog) -> None:
+    def __init__(self, plan: ParityPlan, log: EventLog, partitions: int) -> None:
         self._plan = plan
         self._log = log
         self._recent: dict[User, list[HistoryEntry]] = {}  # by time, at most max_history
-        self._rings: dict[User, list[str]] = {}
+        self._rings: dict[User, list[tuple[str, int]]] = {}  # event id, event time
+        self._newest_ms: dict[User, int] = {}
         self._opted_out: set[User] = set()
-        self._partitions = 0
+        self._partitions = partitions
 
     def take(self, record: Any) -> None:
+        """Take the next record of its partition, which is not refused."""
         fields = json.loads(record.value)
         if fields.get("schema") == "driftline.control/1":
             self._take_control(fields, record)
@@ -227,9 +230,13 @@ class _Fold:
         if record.key != owner.encode() or self._lies_elsewhere(record):
             return
         user = (fields.get("tenant", "default"), known, owner)
-        if user in self._opted_out or not self._is_new(user, fields["event_id"]):
-            return
         time_ms = min(fields["event_time"], record.timestamp)
+        if user in self._opted_out or time_ms < self._horizon_ms(user):
+            return
+        if self._knows(user, fields["event_id"]):
+            return
+        self._newest_ms[user] = max(self._newest_ms.get(user, 0), time_ms)
+        self._remember(user, fields["event_id"], time_ms)
         entry = HistoryEntry(time_ms, record.offset, fields["item_id"], fields["type"])
         weight = round(16 * role.weight) if role.role == "positive" else 0
         previous = self._insert(user, entry)
@@ -242,14 +249,16 @@ class _Fold:
         user = (fields.get("tenant", "default"), True, fields["user_id"])
         if record.key != fields["user_id"].encode() or self._lies_elsewhere(record):
             return
-        if not self._is_new(user, fields["event_id"]):
+        if self._knows(user, fields["event_id"]):
             return
         kind, wishes = fields["type"], self._log.wishes.setdefault(user, [])
+        now_ms = min(fields["event_time"], record.timestamp)
         if kind in _FORGETTING:
             self._log.forgotten.setdefault(user, []).append(record.offset)
             self._recent.pop(user, None)
         if kind in ("user_delete", "user_opt_out"):
-            self._rings[user] = [fields["event_id"]]
+            self._rings.pop(user, None)
+            self._newest_ms.pop(user, None)
         if kind == "user_opt_out":
             self._opted_out.add(user)
         elif kind in ("user_delete", "user_opt_in"):
@@ -258,16 +267,22 @@ class _Fold:
             wishes.append((record.offset, []))
         elif kind in _SUBJECTS:
             before = wishes[-1][1] if wishes else []
-            now_ms = min(fields["event_time"], record.timestamp)
             wishes.append((record.offset, _with_wish(before, fields, now_ms)))
+        self._remember(user, fields["event_id"], max(now_ms, self._newest_ms.get(user, 0)))
 
-    def _is_new(self, user: User, event_id: str) -> bool:
+    def _knows(self, user: User, event_id: str) -> bool:
+        return any(event_id == known for known, _ in self._rings.get(user, []))
+
+    def _remember(self, user: User, event_id: str, time_ms: int) -> None:
         ring = self._rings.setdefault(user, [])
-        if event_id in ring:
-            return False
-        ring.append(event_id)
+        ring.append((event_id, time_ms))
         del ring[: max(len(ring) - self._plan.dedupe_ring, 0)]
-        return True
+        while ring and ring[0][1] < self._horizon_ms(user):
+            del ring[0]
+
+    def _horizon_ms(self, user: User) -> int:
+        """Events of before are too late."""
+        return self._newest_ms.get(user, 0) - self._plan.max_lateness_ms
 
     def _insert(self, user: User, entry: HistoryEntry) -> tuple[str, ...]:
         recent = self._recent.setdefault(user, [])
@@ -278,8 +293,6 @@ class _Fold:
         return previous
 
     def _lies_elsewhere(self, record: Any) -> bool:
-        if not self._partitions:
-            self._partitions = len(_ends(self._plan, "user-events"))
         return bool((murmur2(record.key) & 0x7FFFFFFF) % self._partitions != record.partition)
 
 
@@ -313,7 +326,7 @@ def _catalogue_version(record: Any) -> CatalogueVersion:
     )
 
 
-def _ends(plan: ParityPlan, name: str) -> list[int]:
+def _partitions(plan: ParityPlan, name: str) -> list[int]:
     consumer = _consumer(plan)
     try:
         return sorted(consumer.partitions_for_topic(plan.prefix + name) or [])

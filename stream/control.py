@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from export.items import ItemIndex, Rows
 from stream.events import ControlEvent
-from stream.history import FILTER, OPTED_OUT, UserRow, hash64
+from stream.history import OPTED_OUT, RowLimits, UserRow, hash64, id_hash
+from stream.row_codec import FILTER
 
-#: Filters that a row keeps, the newest; with them it stays below about 90 kB.
+#: Filters that a row keeps, the newest; they are a part of its largest size (RowLimits).
 MAX_FILTERS = 256
 #: The end of a filter without `until`.
 _FOR_EVER_MS = 2**63 - 1
@@ -68,14 +69,14 @@ def takes_interests_away(event: ControlEvent) -> bool:
 
 
 def apply_control(
-    row: UserRow, event: ControlEvent, time_ms: int, offset: int, ring_size: int
+    row: UserRow, event: ControlEvent, time_ms: int, offset: int, limits: RowLimits
 ) -> None:
     """Change a row as its user asks, but for its applied offset.
 
     The caller has seen to it that the event is new: its offset was above that of all that was
-    applied before, and its id is not in the ring. `time_ms` is the event's time.
+    applied before, and its id is not in the ring. `time_ms` is the event's time; a wish is never
+    too late, and its id stays in the ring as long as that of an event which comes now.
     """
-    event_id = hash64(event.event_id)
     filters, silent_until = row.filters, row.silent_until
     if event.type == "user_delete":
         row.forget_user(offset)
@@ -91,8 +92,7 @@ def apply_control(
         target = hash64(event.target or "")
         row.filters = with_filter(filters, _FILTERS[event.type], target, until_ms, time_ms)
         row.served = b""  # so that the next list is sent, however much it is like the last one
-    if ring_size:
-        row.ring = (row.ring + event_id)[-ring_size * len(event_id) :]
+    row.remember(id_hash(event.event_id), max(time_ms, row.newest_ms), limits)
 
 
 def with_filter(filters: bytes, kind: int, target: bytes, until_ms: int, now_ms: int) -> bytes:

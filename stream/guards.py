@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-GuardName = Literal["replay-skip", "ack-order", "watermark"]
+GuardName = Literal["replay-skip", "ack-order", "watermark", "lateness"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,9 @@ class Guards:
     ack_order: bool = True
     #: Deltas at or below a partition's watermark are not counted again.
     watermark: bool = True
+    #: An event too far behind its user's newest one, whose id the ring may have dropped, is not
+    #: folded.
+    lateness: bool = True
 
     def without(self, name: GuardName | None) -> Guards:
         """These guards less one."""

@@ -31,6 +31,7 @@ from stream.events import (
 )
 from stream.ranker import Ranker
 from stream.requests import LiveTensors
+from stream.row_codec import CODEC_VERSION
 from stream.settings import Settings
 from stream.state import TouchedUser
 
@@ -146,7 +147,7 @@ def messages(
         state=StateReference(
             refresh.state_digest,
             len(user.row),
-            user.row.codec_version,
+            CODEC_VERSION,
             user.row.newest_ms,
             user.row.applied_offset,
             user.row.events_total,

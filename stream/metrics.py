@@ -9,7 +9,9 @@ from prometheus_client import Counter, Gauge, Histogram
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 EVENTS = Counter(
-    "driftline_events", "Events by what became of them: folded, visits, replayed, ...", ["outcome"]
+    "driftline_events",
+    "Events by what became of them: folded, visits, replayed, late, ...",
+    ["outcome"],
 )
 DEAD_LETTERS = Counter("driftline_dead_letters", "Refused records", ["topic"])
 REFUSED_BATCHES = Counter(

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream import metrics
-from stream.history import MAX_SERVED, UserRow, is_postponed
+from stream.history import MAX_SERVED, UserRow
+from stream.row_codec import is_postponed
 from stream.settings import Settings
 from stream.state import FoldedBatch, ReadRows, Slice, TouchedUser
 from stream.waiting_lists import Waiting, WaitingLists

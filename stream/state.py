@@ -24,7 +24,7 @@ from stream.history import (
     RowLimits,
     UserRow,
     hash32,
-    hash64,
+    id_hash,
     key_beginning,
     split_row_key,
 )
@@ -32,6 +32,7 @@ from stream.partitioner import partitions_of
 from stream.settings import Settings
 
 NOT_A_NUMBER = float("nan")
+_FOR_EVER_MS = 2**63
 
 
 class TopicPartition(Protocol):
@@ -196,7 +197,13 @@ class Folder:
         self._fingerprint = fingerprint
         self._hash_of_item = hash_of_item
         self._guards = guards
-        self._limits = RowLimits(settings.max_history, settings.max_taken, settings.dedupe_ring)
+        self._limits = RowLimits(
+            settings.max_history,
+            settings.max_taken,
+            settings.dedupe_ring,
+            settings.max_lateness_ms,
+        )
+        self._max_lateness_ms = settings.max_lateness_ms if guards.lateness else _FOR_EVER_MS
 
     def fold(self, slices: Iterable[Slice], read_rows: ReadRows) -> FoldedBatch:
         """Steps 1 to 3 of a batch: decode and validate, read rows, fold.
@@ -269,11 +276,15 @@ class Folder:
         rows: dict[bytes, UserRow | None],
         batch: FoldedBatch,
     ) -> None:
-        """Fold events that were not applied before; either way their user is touched."""
+        """Fold events that were not applied before; either way their user is touched.
+
+        An event that is too far behind its user's newest one is passed over, and makes nothing due.
+        Whether an event that is read again was, its row does not tell: its user gets a list.
+        """
         users, limits, hash_of_item = batch.users, self._limits, self._hash_of_item
-        skips_replays = self._guards.replay_skip
+        skips_replays, max_lateness_ms = self._guards.replay_skip, self._max_lateness_ms
         deltas = PartitionDeltas()
-        replayed = visits = duplicates = 0
+        replayed = visits = duplicates = late = 0
         for accepted in events:
             offset, event, kind, time_ms, key, _ = accepted
             here = rows[key]  # None: on this partition nothing of the user may be folded
@@ -285,9 +296,11 @@ class Folder:
             if isinstance(event, ControlEvent) or offset <= row.silent_until:
                 self._fold_beside(accepted, user, batch)
                 continue
-            if kind.refreshes and _is_home(event):
+            is_replayed = offset <= row.applied_offset and skips_replays
+            is_late = kind.is_kept and time_ms < row.newest_ms - max_lateness_ms
+            if kind.refreshes and (is_replayed or not is_late) and _is_home(event):
                 user.becomes_due(event.event_id, offset, time_ms, kind.is_visit)
-            if offset <= row.applied_offset and skips_replays:
+            if is_replayed:
                 replayed += 1
                 continue
             user.is_changed = True
@@ -295,8 +308,12 @@ class Folder:
             if kind.is_visit:
                 visits += 1
                 continue
-            event_hash = hash64(event.event_id)
-            if event_hash in row.ring and row.has_event(event_hash) and skips_replays:
+            if is_late:
+                late += 1
+                continue
+            event_hash = id_hash(event.event_id)
+            may_be_known = event_hash in row.ring or row.has_old_ids
+            if may_be_known and row.has_event(event.event_id, event_hash) and skips_replays:
                 duplicates += 1
                 continue
             item_id: str = event.item_id  # type: ignore[assignment]  # refused without one
@@ -311,6 +328,7 @@ class Folder:
         batch.count("replayed", replayed)
         batch.count("visits", visits)
         batch.count("duplicates", duplicates)
+        batch.count("late", late)
 
     def _fold_beside(self, accepted: _Accepted, user: TouchedUser, batch: FoldedBatch) -> None:
         """Take what does not enter the history: control events, and events that make nothing due
@@ -327,7 +345,7 @@ class Folder:
         row.applied_offset = offset
         if control is None:
             batch.counts["opted_out"] += 1
-        elif row.has_event(hash64(event.event_id)) and skips_replays:
+        elif row.has_event(event.event_id, id_hash(event.event_id)) and skips_replays:
             batch.counts["duplicates"] += 1
         else:
             batch.counts["control"] += 1
@@ -337,7 +355,7 @@ class Folder:
         self, event: ControlEvent, user: TouchedUser, time_ms: int, offset: int, batch: FoldedBatch
     ) -> None:
         """Do what a control event asks for the first time."""
-        apply_control(user.row, event, time_ms, offset, self._limits.dedupe_ring)
+        apply_control(user.row, event, time_ms, offset, self._limits)
         if takes_interests_away(event):
             batch.no_interests.append(user)
         if takes_list_away(event):

@@ -34,10 +34,10 @@ from stream.kafka.table import (
     WRITE_BUFFER_BYTES,
     source_row,
 )
+from stream.row_codec import EVENT_BYTES, HASH_BYTES, HEADER, RING_ENTRY_BYTES
 
 #: Bytes of deltas for an event: its columns, and its part of the batch's distinct items.
 DELTA_BYTES = 68
-_ROW_HEADER_BYTES, _EVENT_BYTES, _HASH_BYTES = 64, 40, 8
 #: Events of a user in the row's first bytes: with it a row has the size that a worker's has.
 _COUNT = struct.Struct("<I")
 _KEY_BEGIN = row_key("default", True, "")
@@ -59,13 +59,15 @@ class RawPlan(Struct, frozen=True):
     batch_records: int
     commit_interval_s: float
     max_request_bytes: int
+    ring_records: int  # of a partition whose ids a worker knows at one time
 
 
-def row_of(count: int) -> bytes:
-    """Bytes as many as a worker keeps of a user with so many events, all of other items."""
+def row_of(count: int, ids: int) -> bytes:
+    """Bytes as many as a worker keeps of a user with so many events, all of other items, of which
+    the ids of so many are young enough to be in the ring."""
     kept = min(count, _LIMITS.max_history)
-    hashes = min(count, _LIMITS.dedupe_ring) + min(count - kept, _LIMITS.max_taken)
-    size = _ROW_HEADER_BYTES + kept * _EVENT_BYTES + hashes * _HASH_BYTES
+    taken, ring = min(count - kept, _LIMITS.max_taken), min(ids, _LIMITS.dedupe_ring)
+    size = HEADER.size + kept * EVENT_BYTES + ring * RING_ENTRY_BYTES + taken * HASH_BYTES
     return _COUNT.pack(count) + FILLER[_COUNT.size : size]
 
 
@@ -80,16 +82,25 @@ class RawRows:
 
     def __init__(self, plan: RawPlan) -> None:
         self._folder = Path(plan.data_dir)
+        self._ring_records = plan.ring_records
         self._databases: dict[int, Any] = {}
 
     def changed(self, partition: int, users: list[bytes], last_offset: int) -> list[Row]:
-        """The new row of each distinct user of these events, and the source row."""
+        """The new row of each distinct user of these events, and the source row.
+
+        A user's part of the ids is taken to be that of all events so far.
+        """
+        share = min(self._ring_records / (last_offset + 1), 1.0)
         counts = Counter(users)
         keys = [_KEY_BEGIN + user for user in counts]
         stored = self._database(partition).get(keys)
+        totals = [
+            count + (count_in(row) if row else 0)
+            for row, count in zip(stored, counts.values(), strict=True)
+        ]
         rows: list[Row] = [
-            (key, row_of(count + (count_in(row) if row else 0)))
-            for key, row, count in zip(keys, stored, counts.values(), strict=True)
+            (key, row_of(total, max(round(total * share), 1)))
+            for key, total in zip(keys, totals, strict=True)
         ]
         rows.append(source_row(last_offset))
         return rows

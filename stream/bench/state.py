@@ -146,7 +146,7 @@ def _run(
         command = (
             _worker_command(settings, workload, batch, home)
             if contestant == "driftline"
-            else _raw_command(settings, contestant, batch, home)
+            else _raw_command(settings, workload, contestant, batch, home)
         )
         cpu = run_until_committed(
             command,
@@ -186,7 +186,9 @@ def _contestants() -> list[Contestant]:
     ]
 
 
-def _raw_command(settings: Settings, contestant: Contestant, batch: int, home: Path) -> list[str]:
+def _raw_command(
+    settings: Settings, workload: Workload, contestant: Contestant, batch: int, home: Path
+) -> list[str]:
     (home / "data").mkdir()
     plan = RawPlan(
         settings.bootstrap,
@@ -198,6 +200,7 @@ def _raw_command(settings: Settings, contestant: Contestant, batch: int, home: P
         batch,
         settings.commit_interval_s,
         settings.max_request_bytes,
+        round(workload.events_within(settings.max_lateness_ms / 1000) / settings.partitions),
     )
     module = "stream.bench.raw_loop" if contestant == "raw" else "stream.bench.raw_confluent"
     return [sys.executable, "-m", module, msgspec.json.encode(plan).decode()]

@@ -79,6 +79,12 @@ class Workload:
             )
             yield user_id(user).encode(), encode(event)
 
+    def events_within(self, seconds: float) -> float:
+        """Events in so much of their own time, in the mean."""
+        interactions = self.interactions()
+        span_s = interactions[-1].time_s - interactions[0].time_s + 1
+        return len(interactions) * seconds / span_s
+
     def event_types(self) -> list[str]:
         """The types that occur."""
         return sorted({interaction.type for interaction in self.interactions()})

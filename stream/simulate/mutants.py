@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stream.agents import BatchProcessor
 from stream.guards import ALL_GUARDS, Guards
-from stream.history import UserRow
+from stream.history import RowLimits, UserRow
 from stream.kafka.batches import RecordBatch
 from stream.kafka.consumer import BatchConsumer
 from stream.kafka.continuity import Continuity
@@ -156,7 +156,16 @@ def _no_ownership() -> list[Patch]:
 
 
 def _no_ring() -> list[Patch]:
-    return [(UserRow, "has_event", lambda self, event_hash: False)]
+    return [(UserRow, "has_event", lambda self, event_id, hashed: False)]
+
+
+def _impatient_ring() -> list[Patch]:
+    right = UserRow.remember
+
+    def remember(self: UserRow, event_hash: bytes, time_ms: int, limits: RowLimits) -> None:
+        right(self, event_hash, time_ms, replace(limits, max_lateness_ms=0))
+
+    return [(UserRow, "remember", remember)]
 
 
 def _rows_apart_from_position() -> list[Patch]:
@@ -188,6 +197,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "dedupe-ring",
         "step 2 without the ring: an event that was sent twice counts twice",
         _no_ring,
+    ),
+    Mutant(
+        "ring-time",
+        "step 2: the ring forgets ids whose events are not too late yet",
+        _impatient_ring,
+    ),
+    Mutant(
+        "lateness",
+        "step 2 without: an event too far behind its user's newest one is folded",
+        guards=ALL_GUARDS.without("lateness"),
     ),
     Mutant(
         "ack-order",

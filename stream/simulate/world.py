@@ -88,6 +88,7 @@ def plan_of(rng: random.Random) -> Plan:
         max_history=5,
         max_taken=4,
         dedupe_ring=16,
+        max_lateness_ms=4000,
         list_length=3,
         refresh_debounce_ms=rng.choice([0, 0, 500]),
     )

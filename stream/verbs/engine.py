@@ -66,7 +66,7 @@ def topics_check(settings: Settings, as_json: bool) -> None:
 )
 @click.option(
     "--break-guard",
-    type=click.Choice(["replay-skip", "ack-order", "watermark"]),
+    type=click.Choice(["replay-skip", "ack-order", "watermark", "lateness"]),
     help="Take one guard out. For tests of `verify fold` only: state will be wrong.",
 )
 def worker(settings: Settings, break_guard: Any) -> None:

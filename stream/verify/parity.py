@@ -53,6 +53,7 @@ def compare(settings: Settings, samples: int, seed: int) -> Comparison:
         roles=DEFAULT_EVENT_TYPES | settings.event_types,
         max_history=settings.max_history,
         dedupe_ring=settings.dedupe_ring,
+        max_lateness_ms=settings.max_lateness_ms,
         popularity_half_lives_ms=settings.popularity_half_lives_ms,
         chain_half_life_ms=settings.chain_half_life_ms,
         neighbours=settings.neighbours,

@@ -11,31 +11,36 @@ from typing import Any
 import rocksdict
 
 from stream.verify.report import Check
-from stream.verify.users import ExpectedState, ExpectedUser
+from stream.verify.users import ExpectedState, ExpectedUser, hash8, id8
 
-#: version, flags (1: a list is postponed), counts of events, ring, taken, served and rec_ids,
-#: events in all, fingerprint, applied offset, seq, newest event time, request time of the list,
-#: digest of interests.
-_HEADER = struct.Struct("<BBHHHHHIQqQqqQ")
-_POSTPONED_FLAG = 1
+#: version, flags, counts of events, ring, taken, served, rec_ids and filters, events in all,
+#: fingerprint, applied offset, seq, newest event time, request time of the list, digest of
+#: interests, last source offset that makes no list due.
+_HEADER = struct.Struct("<BBHHHBBHIQqQqqQq")
+_POSTPONED_FLAG, _OLD_IDS_FLAG = 1, 2
 _HISTORY_EVENT = struct.Struct("<QqqffII")
+_SEEN = struct.Struct("<8sq")
+_FILTER = struct.Struct("<Q8sq")
+#: The time of an id from a row of version 1 or 2.
+_UNTIMED_MS = 2**63 - 1
 _SOURCE_KEY = b"\x00source"
 _OWN_KEYS = (_SOURCE_KEY, b"\x00postponed")
 _POSITION_KEY = b"__faust\x00offset__"
 _SEPARATOR = "\x1f"
-_PLAIN, _WITH_CONTROLS = 1, 2
-#: Of version 2: the last source offset that makes no list due, and how many filters follow.
-_CONTROLS = struct.Struct("<qH")
-_FILTER = struct.Struct("<B8sq")
+#: Versions 1 and 2 have 8 bytes an id, and only the second one filters, at its end.
+_NEWEST, _PLAIN, _WITH_CONTROLS = 3, 1, 2
+_OLD_HEADER = struct.Struct("<BBHHHHHIQqQqqQ")
+_OLD_CONTROLS = struct.Struct("<qH")
+_OLD_FILTER = struct.Struct("<B8sq")
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """A row of version 1 or 2, taken apart."""
+    """A row, taken apart."""
 
     fingerprint: int
     events: tuple[bytes, ...]
-    ring: tuple[bytes, ...]
+    ring: tuple[tuple[bytes, int], ...]  # hash of an event id, event time
     taken: tuple[bytes, ...]
     served: tuple[bytes, ...]
     rec_ids: tuple[bytes, ...]
@@ -44,33 +49,29 @@ class StoredRow:
     seq: int
     newest_ms: int
     is_postponed: bool
+    has_old_ids: bool
     silent_until: int | None
     filters: tuple[tuple[int, bytes, int], ...]
 
     @classmethod
     def parse(cls, data: bytes) -> StoredRow:
         """Raises ValueError for bytes that are no such row."""
-        if len(data) < _HEADER.size or data[0] not in (_PLAIN, _WITH_CONTROLS):
-            raise ValueError(f"{len(data)} bytes, version {data[:1].hex()}")
-        _, flags, *counts, total, fingerprint, applied, seq, newest, _, _ = _HEADER.unpack_from(
-            data
+        if data[:1] != bytes([_NEWEST]):
+            return _parse_old(data)
+        if len(data) < _HEADER.size:
+            raise ValueError(f"{len(data)} bytes of version {_NEWEST}")
+        _, flags, *counts, total, fingerprint, applied, seq, newest, _, _, silent_until = (
+            _HEADER.unpack_from(data)
         )
-        sizes = [_HISTORY_EVENT.size, 8, 8, 8, 8]
-        parts, at = [], _HEADER.size
-        for count, size in zip(counts, sizes, strict=True):
-            parts.append(tuple(data[at + i * size : at + (i + 1) * size] for i in range(count)))
-            at += count * size
-        silent_until: int | None = None
-        filters: tuple[tuple[int, bytes, int], ...] = ()
-        if data[0] == _WITH_CONTROLS:
-            silent_until, filters, at = _controls(data, at)
-        if at != len(data):
-            raise ValueError(f"{len(data)} bytes where the header tells {at}")
-        events, ring, taken, served, rec_ids = parts
+        sizes = [_HISTORY_EVENT.size, _SEEN.size, 8, 8, 8, _FILTER.size]
+        parts, end = _split(data, _HEADER.size, counts, sizes)
+        if end != len(data):
+            raise ValueError(f"{len(data)} bytes where the header tells {end}")
+        events, ring, taken, served, rec_ids, filters = parts
         return cls(
             fingerprint,
             events,
-            ring,
+            tuple(_SEEN.unpack(entry) for entry in ring),
             taken,
             served,
             rec_ids,
@@ -79,8 +80,9 @@ class StoredRow:
             seq,
             newest,
             bool(flags & _POSTPONED_FLAG),
-            silent_until,
-            filters,
+            bool(flags & _OLD_IDS_FLAG),
+            None if silent_until < 0 else silent_until,
+            tuple(_FILTER.unpack(entry) for entry in filters),
         )
 
     def offsets(self) -> list[int]:
@@ -88,17 +90,53 @@ class StoredRow:
         return [_HISTORY_EVENT.unpack(event)[2] for event in self.events]
 
 
-def _controls(data: bytes, at: int) -> tuple[int | None, tuple[tuple[int, bytes, int], ...], int]:
-    """What version 2 has at byte `at`, and where it ends."""
-    if len(data) < at + _CONTROLS.size:
-        raise ValueError(f"{len(data)} bytes of version 2, of which version 1 takes {at}")
-    silent_until, count = _CONTROLS.unpack_from(data, at)
-    begin = at + _CONTROLS.size
-    end = begin + count * _FILTER.size
-    if end > len(data):
-        raise ValueError(f"{len(data)} bytes where {count} filters end at {end}")
-    kept = tuple((k, t, u) for k, t, u in _FILTER.iter_unpack(data[begin:end]))
-    return None if silent_until < 0 else silent_until, kept, end
+def _parse_old(data: bytes) -> StoredRow:
+    """A row of version 1 or 2, which no event of its user came after yet."""
+    if len(data) < _OLD_HEADER.size or data[0] not in (_PLAIN, _WITH_CONTROLS):
+        raise ValueError(f"{len(data)} bytes, version {data[:1].hex()}")
+    _, flags, *counts, total, fingerprint, applied, seq, newest, _, _ = _OLD_HEADER.unpack_from(
+        data
+    )
+    parts, at = _split(data, _OLD_HEADER.size, counts, [_HISTORY_EVENT.size, 8, 8, 8, 8])
+    silent_until = -1
+    filters: tuple[bytes, ...] = ()
+    if data[0] == _WITH_CONTROLS:
+        if len(data) < at + _OLD_CONTROLS.size:
+            raise ValueError(f"{len(data)} bytes of version 2, of which version 1 takes {at}")
+        silent_until, count = _OLD_CONTROLS.unpack_from(data, at)
+        (filters,), at = _split(data, at + _OLD_CONTROLS.size, [count], [_OLD_FILTER.size])
+    if at != len(data):
+        raise ValueError(f"{len(data)} bytes where the header tells {at}")
+    events, ring, taken, served, rec_ids = parts
+    return StoredRow(
+        fingerprint,
+        events,
+        tuple((hashed, _UNTIMED_MS) for hashed in ring),
+        taken,
+        served,
+        rec_ids,
+        total,
+        applied,
+        seq,
+        newest,
+        bool(flags & _POSTPONED_FLAG),
+        bool(ring),
+        None if silent_until < 0 else silent_until,
+        tuple(_OLD_FILTER.unpack(entry) for entry in filters),
+    )
+
+
+def _split(
+    data: bytes, at: int, counts: list[int], sizes: list[int]
+) -> tuple[list[tuple[bytes, ...]], int]:
+    """So many entries of each size from byte `at` on, and where they end, be it behind the data."""
+    parts = []
+    for count, size in zip(counts, sizes, strict=True):
+        parts.append(tuple(data[at + i * size : at + (i + 1) * size] for i in range(count)))
+        at += count * size
+    if at > len(data):
+        raise ValueError(f"{len(data)} bytes where the header tells {at}")
+    return parts, at
 
 
 @dataclass(slots=True)
@@ -154,6 +192,7 @@ def check_rows(
                 f"and ends at {end}"
             )
     check.notes.append(f"{sum(u.events_total for u in expected.users.values()):,} events folded")
+    check.notes.append(f"{expected.duplicates:,} duplicates and {expected.late:,} late ones not")
     return check, found
 
 
@@ -172,7 +211,7 @@ def _compare(
     pairs = {
         "fingerprint": (fingerprint, row.fingerprint),
         "history": (tuple(packed for _, _, packed in user.history), row.events),
-        "dedupe ring": (tuple(user.ring), row.ring),
+        "dedupe ring": _rings(user, row),
         "taken items": (tuple(user.taken), row.taken),
         "applied offset": (user.applied_offset, row.applied_offset),
         "newest event time": (user.newest_ms, row.newest_ms),
@@ -183,6 +222,28 @@ def _compare(
         if should != has:
             check.miss(f"{what} of user {name}: wanted {should!r:.200}, got {has!r:.200}")
             return
+
+
+def _rings(
+    user: ExpectedUser, row: StoredRow
+) -> tuple[tuple[tuple[bytes, int], ...], tuple[tuple[bytes, int], ...]]:
+    """The ring as it must be and as it is.
+
+    Ids that an earlier version has put in have no time and leave by count alone: what stands behind
+    them stays longer, and of those before it kept fewer. Then the newest of both are compared.
+    """
+    if not row.has_old_ids:
+        return tuple((id8(seen.event_id), seen.time_ms) for seen in user.ring), row.ring
+    both = min(len(user.ring), len(row.ring))
+    has = row.ring[len(row.ring) - both :]
+    wanted = list(user.ring)[len(user.ring) - both :]
+    should = tuple(
+        (hash8(seen.event_id), time_ms)
+        if time_ms == _UNTIMED_MS
+        else (id8(seen.event_id), seen.time_ms)
+        for seen, (_, time_ms) in zip(wanted, has, strict=True)
+    )
+    return should, has
 
 
 def check_disk(data_dirs: list[Path], app: str, changelog: Changelog) -> Check:

@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import xxhash
+
 from stream.settings import Settings
 from stream.verify.events import Control, Event
 
@@ -30,13 +32,20 @@ class Delta(NamedTuple):
     weight: int  # sixteenths
 
 
+class SeenId(NamedTuple):
+    """An event id that a row must know."""
+
+    event_id: str
+    time_ms: int
+
+
 @dataclass(slots=True)
 class ExpectedUser:
     """What a user's row must hold."""
 
     partition: int
     history: list[tuple[int, int, bytes]] = field(default_factory=list)  # time, offset, event
-    ring: deque[bytes] = field(default_factory=deque)
+    ring: deque[SeenId] = field(default_factory=deque)
     taken: list[bytes] = field(default_factory=list)
     applied_offset: int = -1
     events_total: int = 0
@@ -66,11 +75,12 @@ class ExpectedState:
     def __init__(self, settings: Settings) -> None:
         self.users: dict[tuple[str, str, str], ExpectedUser] = {}
         self.deltas: dict[tuple[int, int], Delta] = {}  # partition, offset
-        self.duplicates = 0
+        self.duplicates = self.late = 0
         self.newest_ms = 0
         self._max_history = settings.max_history
         self._max_taken = settings.max_taken
         self._ring_size = settings.dedupe_ring
+        self._max_lateness_ms = settings.max_lateness_ms
         self._list_lifetime_ms = settings.list_lifetime_ms
         #: Lists of events may be left out as too little of them is new; those of visits never are.
         self._leaves_out = settings.refresh_min_change > 0
@@ -90,22 +100,23 @@ class ExpectedState:
         if user.has_opted_out:
             user.applied_offset = offset
             return
-        if event.makes_due and (event.role.role == "visit" or not self._leaves_out):
-            user.due_offset, user.due_ms = offset, event.time_ms
-            if event.role.role == "visit":
-                user.due_visit_offset = offset
         user.applied_offset = offset
-        if event.role.role == "visit":
+        is_visit = event.role.role == "visit"
+        if not is_visit and event.time_ms < self._horizon_ms(user):
+            self.late += 1
             return
-        event_hash = hash8(event.event_id)
-        if event_hash in user.ring:
+        if event.makes_due and (is_visit or not self._leaves_out):
+            user.due_offset, user.due_ms = offset, event.time_ms
+            if is_visit:
+                user.due_visit_offset = offset
+        if is_visit:
+            return
+        if any(seen.event_id == event.event_id for seen in user.ring):
             self.duplicates += 1
             return
-        self._fold(user, event, event_hash, partition, offset)
+        self._fold(user, event, partition, offset)
 
-    def _fold(
-        self, user: ExpectedUser, event: Event, event_hash: bytes, partition: int, offset: int
-    ) -> None:
+    def _fold(self, user: ExpectedUser, event: Event, partition: int, offset: int) -> None:
         assert event.item_id is not None
         item = int.from_bytes(hash8(event.item_id), "little")
         packed = _HISTORY_EVENT.pack(
@@ -123,21 +134,20 @@ class ExpectedState:
         user.history.insert(place, (event.time_ms, offset, packed))
         if len(user.history) > self._max_history:
             self._take(user, user.history.pop(0)[2][:8])
-        self._remember_id(user, event_hash)
         user.taken_ever.add(item)
         user.events_total += 1
         user.newest_ms = max(user.newest_ms, event.time_ms)
+        self._remember_id(user, SeenId(event.event_id, event.time_ms))
         self.newest_ms = max(self.newest_ms, event.time_ms)
         weight = round(event.role.weight * _SIXTEENTHS) if event.role.role == "positive" else 0
         self.deltas[partition, offset] = Delta(event.item_id, previous, event.time_ms, weight)
 
     def _obey(self, user: ExpectedUser, control: Control, offset: int) -> None:
         """Take a control event: once by its id, as others."""
-        event_hash = hash8(control.event_id)
         if control.type in (*_FILTER_KINDS, "history_reset") and not user.has_opted_out:
             user.due_offset, user.due_ms = offset, control.time_ms
         user.applied_offset = offset
-        if event_hash in user.ring:
+        if any(seen.event_id == control.event_id for seen in user.ring):
             self.duplicates += 1
             return
         if control.type == "user_opt_in":
@@ -153,13 +163,19 @@ class ExpectedState:
             user.has_opted_out = control.type == "user_opt_out"
             if control.type == "user_delete":
                 user.filters = []
-        self._remember_id(user, event_hash)
+        kept_as_of_ms = max(control.time_ms, user.newest_ms)
+        self._remember_id(user, SeenId(control.event_id, kept_as_of_ms))
 
-    def _remember_id(self, user: ExpectedUser, event_hash: bytes) -> None:
-        if self._ring_size:
-            user.ring.append(event_hash)
-            if len(user.ring) > self._ring_size:
-                user.ring.popleft()
+    def _remember_id(self, user: ExpectedUser, seen: SeenId) -> None:
+        user.ring.append(seen)
+        if len(user.ring) > self._ring_size:
+            user.ring.popleft()
+        while user.ring and user.ring[0].time_ms < self._horizon_ms(user):
+            user.ring.popleft()
+
+    def _horizon_ms(self, user: ExpectedUser) -> int:
+        """Events of before are too late."""
+        return user.newest_ms - self._max_lateness_ms
 
     def _take(self, user: ExpectedUser, item: bytes) -> None:
         if self._max_taken and item not in user.taken:
@@ -170,13 +186,14 @@ class ExpectedState:
 
 def _forget_history(user: ExpectedUser, offset: int) -> None:
     user.history, user.taken, user.taken_ever = [], [], set()
-    user.events_total = user.newest_ms = 0
+    user.events_total = 0
     user.shown_nothing_offset = user.no_interests_offset = offset
 
 
 def _forget_all(user: ExpectedUser, offset: int) -> None:
     _forget_history(user, offset)
     user.ring.clear()
+    user.newest_ms = 0
     user.due_offset = user.due_visit_offset = -1
     user.forgotten_offset = offset
 
@@ -192,8 +209,13 @@ def _with_filter(
     return [entry for entry in (*others, wanted) if entry[2] > control.time_ms][-_MAX_FILTERS:]
 
 
+def id8(event_id: str) -> bytes:
+    """The 8 bytes that stand for an event id."""
+    return xxhash.xxh3_64(event_id.encode()).digest()
+
+
 def hash8(text: str) -> bytes:
-    """The 8 bytes that stand for an item or event id."""
+    """The 8 bytes that stand for an item; in rows of versions 1 and 2 also for an event id."""
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 

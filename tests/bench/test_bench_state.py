@@ -93,7 +93,7 @@ def test_few_interactions_are_sent_again_under_new_ids_and_later_times(tmp_path:
 
 def test_a_missing_row_and_a_wrong_count_are_noticed(tmp_path: Path) -> None:
     users = np.array([0, 0, 1])
-    rows = {row_key("default", True, user_id(0)): row_of(1)}
+    rows = {row_key("default", True, user_id(0)): row_of(1, 1)}
 
     errors = list(state_errors(Changelog(rows=rows), users, tmp_path, "raw", 0))
 
@@ -105,8 +105,14 @@ def test_a_missing_row_and_a_wrong_count_are_noticed(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("events", "size"), [(1, 112), (60, 2624), (5000, 18576)])
-def test_the_raw_loops_rows_are_as_large_as_a_workers(events: int, size: int) -> None:
-    row = row_of(events)
+@pytest.mark.parametrize("events", [1, 60, 300, 5000])
+@pytest.mark.parametrize("apart_ms", [1, DAY_MS // 10, DAY_MS + 1])
+def test_the_raw_loops_rows_are_as_large_as_a_workers(events: int, apart_ms: int) -> None:
+    row, limits = UserRow(0), RowLimits()
+    for number in range(events):
+        event = HistoryEvent(id_hash(str(number)), number, number * apart_ms, number, 1)
+        row.fold(event, limits)
 
-    assert (len(row), count_in(row)) == (size, events)
+    data = row_of(events, 1 + DAY_MS // apart_ms)
+
+    assert (len(data), count_in(data)) == (len(row.encode()), min(events, events))

@@ -16,6 +16,7 @@ from folding import (
     Store,
     Tp,
     body,
+    control,
     partition_of,
     record,
 )
@@ -206,6 +207,88 @@ def test_an_event_id_that_came_before_counts_once_whatever_its_offset():
     assert batch.counts == {"folded": 2, "duplicates": 1}
     assert batch.deltas[partition_of("ada")].offsets == [1, 3]
     assert store.row("ada").applied_offset == 3
+
+
+def at(offset: int, number: int, time_ms: int, **fields: object) -> Record:
+    """A click of a time of its own."""
+    return record(offset, number, event_time=NOW_MS - DAY_MS + time_ms, **fields)
+
+
+def test_an_event_that_is_too_late_is_counted_and_changes_nothing_but_the_offset():
+    store = Store(Settings(max_lateness_ms=1000))
+    store.fold(at(1, 1, 5000))
+    before = store.row("ada")
+
+    batch = store.fold(at(2, 2, 3999, item_id="item-2"), at(3, 3, 4000, type="unheard_of"))
+
+    assert batch.counts == {"late": 1, "unknown_type": 1}
+    assert not batch.deltas and not batch.dead_letters
+    (user,) = batch.users.values()
+    assert not user.is_due, "a list would be the same as before"
+    after = store.row("ada")
+    before.applied_offset = 2
+    assert after.encode() == before.encode()
+
+
+def test_an_event_that_is_as_late_as_it_may_be_is_folded_in_its_place():
+    store = Store(Settings(max_lateness_ms=1000))
+
+    batch = store.fold(at(1, 1, 5000), at(2, 2, 4000, item_id="item-2"))
+
+    assert batch.counts == {"folded": 2}
+    assert store.row("ada").history()["offset"].tolist() == [2, 1]
+
+
+def test_a_visit_is_answered_however_late_it_comes():
+    store = Store(Settings(max_lateness_ms=1000))
+
+    batch = store.fold(at(1, 1, 5000), at(2, 2, 0, type="visit"))
+
+    (user,) = batch.users.values()
+    assert (user.is_due, user.reason, batch.counts["late"]) == (True, "visit", 0)
+
+
+def test_an_event_that_was_in_time_at_its_turn_is_due_when_it_is_read_again():
+    settings = Settings(
+        max_lateness_ms=1000, event_types={"view": EventRole("positive", 1.0, False)}
+    )
+    store = Store(settings)
+    log = [at(1, 1, 1000), at(2, 2, 5000, type="view")]
+    (first,) = store.fold(*log).users.values()
+
+    batch = store.fold(*log)
+
+    (again,) = batch.users.values()
+    assert first.is_due and again.is_due
+    assert batch.counts == {"replayed": 2}
+
+
+@pytest.mark.parametrize(("guarded", "outcome"), [(True, "late"), (False, "folded")])
+def test_an_event_whose_id_has_aged_out_of_the_ring_is_too_late_or_without_the_guard_counts_twice(
+    guarded, outcome
+):
+    store = Store(Settings(max_lateness_ms=1000), guards=Guards(lateness=guarded))
+
+    batch = store.fold(at(1, 1, 1000), at(2, 2, 5000), at(3, 1, 1000))
+
+    assert batch.counts == {"folded": 3} if outcome == "folded" else {"folded": 2, "late": 1}
+    assert store.row("ada").events_total == (2 if guarded else 3)
+
+
+@given(st.data())
+def test_an_event_counts_once_however_often_and_late_it_comes(data):
+    settings = Settings(max_lateness_ms=3, dedupe_ring=64)
+    store = Store(settings)
+    folded: list[int] = []
+    for offset in range(data.draw(st.integers(1, 40))):
+        if data.draw(st.integers(0, 9)) == 0:
+            store.fold(control(offset, "history_reset"))
+            continue
+        number = data.draw(st.integers(0, 15))
+        batch = store.fold(at(offset, number, number // 2, item_id=f"item-{number}"))
+        folded += [number] * batch.counts["folded"]
+
+    assert len(folded) == len(set(folded))
 
 
 def test_without_the_guard_a_replay_is_folded_twice():

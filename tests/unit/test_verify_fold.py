@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from folding import FINGERPRINT, NOW_MS, PARTITIONS, Record, Store, body, contro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.event_types import EventRole
+from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.items import ItemIndex
 from export.statistics import ItemStatistics
+from models.parity_log import EventLog, LogFold, ParityPlan
+from stream.history import UserRow, hash64
 from stream.kafka.table import source_row
+from stream.row_codec import FILTER
 from stream.settings import Settings
 from stream.snapshots import save_snapshot, take_snapshot
 from stream.statistics import LiveStatistics, decode_deltas, encode_deltas
@@ -24,7 +28,7 @@ from stream.verify.counts import check_snapshot
 from stream.verify.deltas import DeltaTopic, check_deltas
 from stream.verify.events import Control, Event, EventRules, Refused, SentOn
 from stream.verify.lists import SentLists, check_lists
-from stream.verify.rows import Changelog, check_rows
+from stream.verify.rows import Changelog, StoredRow, check_rows
 from stream.verify.users import ExpectedState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,11 +53,16 @@ class Placed:
 class World:
     """The same records folded by the worker's code and by that of the check."""
 
-    def __init__(self, records: list[Placed]) -> None:
-        self.rules = EventRules(SETTINGS, PARTITIONS)
-        self.expected = ExpectedState(SETTINGS)
-        self.store = Store(SETTINGS)
+    def __init__(self, records: list[Placed], settings: Settings = SETTINGS) -> None:
+        self.rules = EventRules(settings, PARTITIONS)
+        self.expected = ExpectedState(settings)
+        self.store = Store(settings)
         self.deltas: list[Placed] = []
+        self.ends: dict[int, int] = {}
+        self.take(records)
+
+    def take(self, records: list[Placed]) -> None:
+        """Fold further records."""
         for placed in records:
             judged = self.rules.judge(placed)
             if isinstance(judged, Event | Control):
@@ -63,7 +72,7 @@ class World:
             for partition, columns in batch.deltas.items():
                 value = encode_deltas(partition, columns)
                 self.deltas.append(Placed(partition, None, value, len(self.deltas)))
-        self.ends = {r.partition: r.offset + 1 for r in records}
+        self.ends |= {r.partition: r.offset + 1 for r in records}
 
     def changelog(self) -> Changelog:
         rows = [Placed(p, key, value, 0) for (p, key), value in self.store.rows.items()]
@@ -117,7 +126,7 @@ def logs(draw: st.DrawFn) -> list[Placed]:
             user_id=user,
             type=draw(st.sampled_from(["click", "skip", "visit", "unheard_of"])),
             item_id=f"item-{draw(st.integers(0, 6))}",
-            event_time=NOW_MS - draw(st.integers(-5, 30 * 86_400_000)),
+            event_time=NOW_MS - draw(st.integers(-5, 5000) | st.integers(-5, 30 * 86_400_000)),
             value=draw(st.none() | st.floats(-5, 5)),
             session_id=draw(st.none() | st.just("s")),
         )
@@ -133,6 +142,102 @@ def test_rows_and_deltas_of_the_worker_are_those_of_the_independent_fold(records
 
     assert rows.holds, rows.told
     assert deltas.holds, deltas.told
+
+
+@given(logs(), st.integers(1, 6000), st.integers(0, 20))
+def test_they_agree_on_what_is_too_late_and_what_came_before(records, lateness_ms, ring):
+    settings = msgspec.structs.replace(SETTINGS, max_lateness_ms=lateness_ms, dedupe_ring=ring)
+
+    world = World(records, settings)
+
+    rows, (deltas, _) = world.check_rows(), check_deltas(world.deltas, world.expected)
+    assert rows.holds, rows.told
+    assert deltas.holds, deltas.told
+
+
+@given(logs(), st.integers(1, 6000))
+def test_the_check_of_lists_counts_the_same_events_with_the_same_items_before(records, lateness_ms):
+    settings = msgspec.structs.replace(SETTINGS, max_lateness_ms=lateness_ms)
+    world = World(records, settings)
+    plan = ParityPlan(
+        bootstrap="",
+        prefix="",
+        registry="",
+        samples=0,
+        seed=0,
+        roles=DEFAULT_EVENT_TYPES | settings.event_types,
+        max_history=settings.max_history,
+        dedupe_ring=settings.dedupe_ring,
+        max_lateness_ms=lateness_ms,
+        popularity_half_lives_ms=settings.popularity_half_lives_ms,
+        chain_half_life_ms=settings.chain_half_life_ms,
+        neighbours=settings.neighbours,
+    )
+    log = EventLog()
+    fold = LogFold(plan, log, PARTITIONS)
+    for placed in records:
+        if not isinstance(world.rules.judge(placed), Refused):
+            fold.take(placed)
+
+    counted = {
+        (event.partition, event.offset): (event.item, len(event.previous), event.time_ms)
+        for event in log.events
+    }
+
+    assert counted == {
+        place: (delta.item_id, len(delta.previous), delta.time_ms)
+        for place, delta in world.expected.deltas.items()
+    }
+
+
+def as_version_1_or_2(row: UserRow, ids: list[str], version: int) -> bytes:
+    """A row as earlier versions wrote it, whose ring knows these event ids."""
+    filters = [FILTER.unpack_from(row.filters, at) for at in range(0, len(row.filters), 24)]
+    parts = (row.events, row.ring, row.taken, row.served, row.rec_ids)
+    counts = (len(part) // size for part, size in zip(parts, (40, 16, 8, 8, 8), strict=True))
+    header = struct.pack(
+        "<BBHHHHHIQqQqqQ",
+        *(version, 0, *counts, row.events_total, row.fingerprint, row.applied_offset),
+        *(row.seq, row.newest_ms, row.list_ms, row.interests_digest),
+    )
+    ring = b"".join(map(hash64, ids))
+    old = b"".join((header, row.events, ring, row.taken, row.served, row.rec_ids))
+    if version == 1:
+        return old
+    controls = struct.pack("<qH", row.silent_until, len(filters))
+    return old + controls + b"".join(struct.pack("<B8sq", *entry) for entry in filters)
+
+
+@given(logs(), st.data())
+def test_rows_that_an_earlier_version_wrote_go_on_as_what_they_are(records, data):
+    settings = msgspec.structs.replace(SETTINGS, max_lateness_ms=10**12, dedupe_ring=4)
+    first = data.draw(st.integers(0, len(records)))
+    world = World(records[:first], settings)
+    for where, value in world.store.rows.items():
+        row = UserRow.decode(value, FINGERPRINT)
+        user = world.expected.users[tuple(where[1].decode().split("\x1f"))]
+        version = 2 if row.filters or row.silent_until >= 0 else 1
+        ids = [seen.event_id for seen in user.ring]
+        world.store.rows[where] = as_version_1_or_2(row, ids, version)
+        assert StoredRow.parse(world.store.rows[where]).has_old_ids == bool(ids)
+
+    world.take(records[first:])
+
+    rows, (deltas, _) = world.check_rows(), check_deltas(world.deltas, world.expected)
+    assert rows.holds, rows.told
+    assert deltas.holds, deltas.told
+
+
+@given(st.integers(0, 400), st.sampled_from(["user_row.v1", "user_row.v2", "user_row.v3"]))
+def test_the_check_reads_rows_of_all_versions_and_no_cut_ones(length, name):
+    data = (Path(__file__).parent / "golden" / f"{name}.bin").read_bytes()
+
+    row = StoredRow.parse(data)
+
+    assert (row.seq, row.applied_offset) == (42, 1005)
+    assert row.filters == () if name == "user_row.v1" else len(row.filters) == 2
+    with pytest.raises(ValueError, match="bytes"):
+        StoredRow.parse(data[: length % len(data)])
 
 
 def clicks(count: int, user: str = "ada", item: str = "item") -> list[Placed]:
