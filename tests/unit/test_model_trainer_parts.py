@@ -58,6 +58,17 @@ def test_positive_and_negative_events_are_taken_and_visits_are_not() -> None:
     assert taking.counts["ignored"] == 3
 
 
+def test_an_event_that_comes_too_late_for_the_workers_is_learned_from_in_its_place() -> None:
+    taking = intake()
+    weeks_ago_ms = NOW_MS - 30 * 86_400_000
+
+    taking.take_event(event())
+    taking.take_event(event(event_id="event-0002", item_id="y", event_time=weeks_ago_ms))
+
+    assert taking.buffer.take().times_ms.tolist() == [weeks_ago_ms, NOW_MS - 1000]
+    assert taking.counts["taken"] == 2
+
+
 def test_an_event_that_was_sent_twice_counts_once() -> None:
     taking = intake()
 
