@@ -30,8 +30,8 @@ from stream.row_codec import (
     HEADER,
     OLD_IDS,
     POSTPONED,
+    RING_ENTRY,
     RING_ENTRY_BYTES,
-    TIME,
     UNTIMED,
     RowError,
     as_newest,
@@ -148,18 +148,30 @@ class UserRow:
         if not data or data[0] != CODEC_VERSION or len(data) < HEADER.size:
             data = as_newest(data)
         row = cls(fingerprint)
-        _, flags, n_events, n_ring, n_taken, n_served, n_rec_ids, n_filters, *numbers = (
-            HEADER.unpack_from(data)
-        )
-        row.events_total, source, *rest = numbers
+        (
+            _,
+            flags,
+            n_events,
+            n_ring,
+            n_taken,
+            n_served,
+            n_rec_ids,
+            n_filters,
+            row.events_total,
+            source,
+            row.applied_offset,
+            row.seq,
+            row.newest_ms,
+            row.list_ms,
+            row.interests_digest,
+            row.silent_until,
+        ) = HEADER.unpack_from(data)
         if source != fingerprint:
             raise RowError(
                 "a row belongs to another topic or partition count than user-events has now; "
                 "wanted the topic this state was built from: give the worker another prefix or "
                 "group, or remove its data directory and changelog to start anew"
             )
-        row.applied_offset, row.seq, row.newest_ms, row.list_ms, *rest = rest
-        row.interests_digest, row.silent_until = rest
         row.is_postponed = bool(flags & POSTPONED)
         row.has_old_ids = bool(flags & OLD_IDS)
         begin, end = HEADER.size, HEADER.size + n_events * EVENT_BYTES
@@ -265,12 +277,15 @@ class UserRow:
         It keeps the newest `dedupe_ring` ids. Of these those at its beginning go whose events would
         be too late by now: were they sent again, they would not be folded anyway.
         """
-        ring = self.ring + event_hash + TIME.pack(time_ms)
-        begin = max(len(ring) - limits.dedupe_ring * RING_ENTRY_BYTES, 0)
+        ring = self.ring + RING_ENTRY.pack(event_hash, time_ms)
+        end = len(ring)
+        begin = end - limits.dedupe_ring * RING_ENTRY_BYTES
+        if begin < 0:
+            begin = 0
         horizon_ms = self.newest_ms - limits.max_lateness_ms
-        while begin < len(ring) and TIME.unpack_from(ring, begin + HASH_BYTES)[0] < horizon_ms:
+        while begin < end and RING_ENTRY.unpack_from(ring, begin)[1] < horizon_ms:
             begin += RING_ENTRY_BYTES
-        self.ring = ring[begin:]
+        self.ring = ring[begin:] if begin else ring
         if self.has_old_ids:
             self.has_old_ids = self.ring[HASH_BYTES:RING_ENTRY_BYTES] == UNTIMED
 

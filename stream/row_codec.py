@@ -41,10 +41,10 @@ EVENT_BYTES = EVENT_STRUCT.size
 FILTER = struct.Struct("<Q8sq")
 HASH_BYTES = 8
 #: An entry of the ring: hash of an event id, and the event's time in ms.
-RING_ENTRY_BYTES = 16
-TIME = struct.Struct("<q")
+RING_ENTRY = struct.Struct("<8sq")
+RING_ENTRY_BYTES = RING_ENTRY.size
 #: Stands for the time of an id of which none was kept: such an entry leaves the ring by count.
-UNTIMED = TIME.pack(2**63 - 1)
+UNTIMED = (2**63 - 1).to_bytes(8, "little")
 #: Bits of a header's flags: a list of this user is postponed; the ring holds ids of versions 1, 2.
 POSTPONED, OLD_IDS = 1, 2
 

@@ -297,7 +297,7 @@ class Folder:
                 self._fold_beside(accepted, user, batch)
                 continue
             is_replayed = offset <= row.applied_offset and skips_replays
-            is_late = kind.is_kept and time_ms < row.newest_ms - max_lateness_ms
+            is_late = time_ms < row.newest_ms - max_lateness_ms and kind.is_kept
             if kind.refreshes and (is_replayed or not is_late) and _is_home(event):
                 user.becomes_due(event.event_id, offset, time_ms, kind.is_visit)
             if is_replayed:

@@ -36,7 +36,7 @@ from stream.history import OPTED_OUT, RowLimits, UserRow, hash64, id_hash
 from stream.ranker import StatisticsRanker
 from stream.refresh_control import RefreshControl
 from stream.requests import LiveTensors
-from stream.row_codec import FILTER, RING_ENTRY_BYTES, TIME, UNTIMED
+from stream.row_codec import FILTER, RING_ENTRY, RING_ENTRY_BYTES, UNTIMED
 from stream.settings import Settings
 from stream.state import Folder
 from stream.statistics import LiveStatistics
@@ -55,7 +55,7 @@ USERS = [name for n in range(50) if partition_of(name := f"user-{n}") == 0][:2]
 
 def seen(event_id: str, time_ms: int) -> bytes:
     """An entry of the ring."""
-    return id_hash(event_id) + TIME.pack(time_ms)
+    return RING_ENTRY.pack(id_hash(event_id), time_ms)
 
 
 # -- rows -----------------------------------------------------------------------------------
