@@ -29,6 +29,11 @@ def item_hash(item_id: str) -> int:
     return int.from_bytes(digest, "little")
 
 
+def item_hashes(item_ids: Iterable[str]) -> list[int]:
+    """The `item_hash` of each of these items."""
+    return list(map(item_hash, item_ids))
+
+
 class ItemIndex:
     """Item id <-> hash <-> dense row.
 
@@ -77,6 +82,14 @@ class ItemIndex:
             self.row(item_id)
             stable = self._hash_of_id[item_id]
         return stable
+
+    def hashes_of(self, item_ids: Sequence[str]) -> list[int]:
+        """The hash of each of these items; those that were never met get rows."""
+        known = self._hash_of_id
+        new = [item_id for item_id in item_ids if item_id not in known]
+        for item_id in new:
+            self.row(item_id)
+        return [known[item_id] for item_id in item_ids]
 
     def rows_of_hashes(self, hashes: Sequence[int] | Hashes) -> Rows:
         """[N] the rows of these hashes, NO_ROW where an item was never met by its id."""

@@ -83,7 +83,7 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     processor = BatchProcessor(
         settings,
         RefusingFolder(
-            settings, events, settings.partitions, fingerprint, live.index.hash_of, guards
+            settings, events, settings.partitions, fingerprint, live.index.hashes_of, guards
         ),
         refreshes,
         table,

@@ -5,7 +5,8 @@ Pure: bytes go in, an event comes out, or the reason for a dead letter.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -16,9 +17,11 @@ from export.statistics import WEIGHT_ONE
 from stream.control import refusal
 from stream.events import (
     ControlEvent,
+    UncheckedUserEvent,
     UserEvent,
     decode_control_event,
     decode_unchecked_user_event,
+    decode_unchecked_user_events,
     decode_user_event,
 )
 from stream.history import hash32
@@ -72,14 +75,69 @@ def kinds_of(settings: Settings) -> dict[str, Kind]:
     return {name: Kind.of(name, role) for name, role in roles.items()}
 
 
+@dataclass(slots=True)
+class Decoded:
+    """What is in records: events beside the records they came in, and reasons for dead letters."""
+
+    records: list[Record] = field(default_factory=list)
+    events: list[UserEvent | ControlEvent] = field(default_factory=list)
+    refused: list[tuple[Record, str]] = field(default_factory=list)
+
+
 class EventDecoder:
     """Decodes records with the bounds of the settings."""
 
     def __init__(self, settings: Settings, kinds: dict[str, Kind]) -> None:
         self._settings = settings
-        self._kinds = kinds
         #: (type, tenant, scenario) of events that were as their patterns want them.
         self._checked_names: set[tuple[object, ...]] = set()
+        self._about_items = {name for name, kind in kinds.items() if kind.is_kept}
+
+    def decode_all(self, records: Sequence[Record]) -> Decoded:
+        """What `decode` makes of each record; of good user events in a fraction of the time."""
+        events = self._good_events(records)
+        if events is not None:
+            return Decoded(list(records), events)
+        decoded = Decoded()
+        for record in records:
+            event = self.decode(record)
+            if isinstance(event, str):
+                decoded.refused.append((record, event))
+            else:
+                decoded.records.append(record)
+                decoded.events.append(event)
+        return decoded
+
+    def _good_events(self, records: Sequence[Record]) -> list[UserEvent | ControlEvent] | None:
+        """The records' user events; None where one is anything else, or is to be looked at alone.
+
+        A line each is what they are decoded as: with a line end inside, a value could pass for two.
+        """
+        values = [record.value for record in records]
+        if None in values or None in [record.key for record in records]:
+            return None
+        lines = b"\n".join(values)  # type: ignore[arg-type]  # none is None
+        longest = max(map(len, values), default=0)  # type: ignore[arg-type]
+        if longest > self._settings.max_event_bytes or lines.count(b"\n") >= max(len(values), 1):
+            return None
+        try:
+            events = decode_unchecked_user_events(lines)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        if len(events) != len(values) or not self._are_good(events, records):
+            return None
+        return events  # type: ignore[return-value]
+
+    def _are_good(self, events: list[UncheckedUserEvent], records: Sequence[Record]) -> bool:
+        """Whether `decode` would refuse none of these, by what was seen of others before."""
+        names = {(event.type, event.tenant, event.scenario) for event in events}
+        max_future_ms = self._settings.max_future_ms
+        return names <= self._checked_names and all(
+            event.event_time <= record.timestamp + max_future_ms
+            and (event.user_id is not UNSET or event.anonymous_id is not UNSET)
+            and (event.item_id is not UNSET or event.type not in self._about_items)
+            for event, record in zip(events, records, strict=True)
+        )
 
     def decode(self, record: Record) -> UserEvent | ControlEvent | str:
         """The record's event, or why it is refused."""
@@ -97,7 +155,7 @@ class EventDecoder:
             return "neither user_id nor anonymous_id"
         if event.event_time > record.timestamp + self._settings.max_future_ms:
             return self._in_the_future(event.event_time)
-        if event.item_id is UNSET and (kind := self._kinds.get(event.type)) and kind.is_kept:
+        if event.item_id is UNSET and event.type in self._about_items:
             return f"no item_id: an event of type {event.type} is about an item"
         return event
 

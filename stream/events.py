@@ -352,6 +352,7 @@ class ReleaseStage(Struct, frozen=True):
 
 decode_user_event = msgspec.json.Decoder(UserEvent).decode
 decode_unchecked_user_event = msgspec.json.Decoder(UncheckedUserEvent).decode
+decode_unchecked_user_events = msgspec.json.Decoder(UncheckedUserEvent).decode_lines
 decode_control_event = msgspec.json.Decoder(ControlEvent).decode
 decode_item = msgspec.json.Decoder(Item).decode
 decode_release_stage = msgspec.json.Decoder(ReleaseStage).decode

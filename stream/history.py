@@ -30,8 +30,8 @@ from stream.row_codec import (
     HEADER,
     OLD_IDS,
     POSTPONED,
-    RING_ENTRY,
     RING_ENTRY_BYTES,
+    RING_ENTRY_STRUCT,
     UNTIMED,
     RowError,
     as_newest,
@@ -265,11 +265,24 @@ class UserRow:
             self.events = events + packed
         self.events_total += 1
         self.applied_offset = offset
-        most = limits.max_history * EVENT_BYTES
-        while len(self.events) > most:  # more than once where it was set lower
-            self._drop_oldest(limits.max_taken)
+        if len(self.events) > limits.max_history * EVENT_BYTES:
+            self._drop_oldest(limits)
         self.remember(event_hash, time_ms, limits)
         return _items_before(events, at)
+
+    def extend(self, events: bytes, ids: bytes, newest_ms: int, limits: RowLimits) -> None:
+        """Put in events of which none is older than another before it, or than any here.
+
+        As many calls of `fold` would make the same row, but for `applied_offset`, which stays.
+        `events` are EVENTs, `ids` a RING_ENTRY for each; their hashes are not in the ring, which
+        holds none of older versions. `newest_ms` is the time of the last one.
+        """
+        self.events += events
+        self.events_total += len(events) // EVENT_BYTES
+        self.newest_ms = newest_ms
+        if len(self.events) > limits.max_history * EVENT_BYTES:
+            self._drop_oldest(limits)
+        self._remember_all(ids, limits)
 
     def remember(self, event_hash: bytes, time_ms: int, limits: RowLimits) -> None:
         """Put an event id in the ring, and drop the oldest ones that it need not know any more.
@@ -277,13 +290,16 @@ class UserRow:
         It keeps the newest `dedupe_ring` ids. Of these those at its beginning go whose events would
         be too late by now: were they sent again, they would not be folded anyway.
         """
-        ring = self.ring + RING_ENTRY.pack(event_hash, time_ms)
+        self._remember_all(RING_ENTRY_STRUCT.pack(event_hash, time_ms), limits)
+
+    def _remember_all(self, ids: bytes, limits: RowLimits) -> None:
+        ring = self.ring + ids
         end = len(ring)
         begin = end - limits.dedupe_ring * RING_ENTRY_BYTES
         if begin < 0:
             begin = 0
         horizon_ms = self.newest_ms - limits.max_lateness_ms
-        while begin < end and RING_ENTRY.unpack_from(ring, begin)[1] < horizon_ms:
+        while begin < end and RING_ENTRY_STRUCT.unpack_from(ring, begin)[1] < horizon_ms:
             begin += RING_ENTRY_BYTES
         self.ring = ring[begin:] if begin else ring
         if self.has_old_ids:
@@ -314,11 +330,16 @@ class UserRow:
         self.served = items[:MAX_SERVED].astype("<u8").tobytes()
         self.rec_ids = (self.rec_ids + rec_id)[-MAX_REC_IDS * HASH_BYTES :]
 
-    def _drop_oldest(self, max_taken: int) -> None:
-        item = self.events[:HASH_BYTES]
-        self.events = self.events[EVENT_BYTES:]
-        if max_taken and not _find(self.taken, item):
-            self.taken = (self.taken + item)[-max_taken * HASH_BYTES :]
+    def _drop_oldest(self, limits: RowLimits) -> None:
+        """Keep the newest events; of the others only the items are remembered."""
+        begin = len(self.events) - limits.max_history * EVENT_BYTES
+        dropped, self.events = self.events[:begin], self.events[begin:]
+        if not limits.max_taken:
+            return
+        for at in range(0, begin, EVENT_BYTES):
+            item = dropped[at : at + HASH_BYTES]
+            if not _find(self.taken, item):
+                self.taken = (self.taken + item)[-limits.max_taken * HASH_BYTES :]
 
 
 #: Reads the items of n consecutive events.

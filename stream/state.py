@@ -14,24 +14,34 @@ from typing import Literal, Protocol
 
 from msgspec import UNSET
 
+from export.statistics import CHAIN_DEPTH
 from stream.control import apply_control, asks_for_list, takes_interests_away, takes_list_away
 from stream.dead_letters import DeadLetter
-from stream.decoding import CONTROL, EventDecoder, Kind, Record, kinds_of
+from stream.decoding import CONTROL, Decoded, EventDecoder, Kind, Record, kinds_of
+from stream.deltas import DeltaBuilder, PartitionDeltas
+from stream.event_columns import (
+    AcceptedEvents,
+    EventColumns,
+    HashesOf,
+    UserSpan,
+    by_user,
+    nan_if_unset,
+    session_hash,
+)
 from stream.events import DEFAULT_SCENARIO, ControlEvent, UserEvent
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import (
     HistoryEvent,
     RowLimits,
     UserRow,
-    hash32,
     id_hash,
     key_beginning,
     split_row_key,
 )
 from stream.partitioner import partitions_of
+from stream.row_codec import EVENT_BYTES, HASH_BYTES, RING_ENTRY_BYTES
 from stream.settings import Settings
 
-NOT_A_NUMBER = float("nan")
 _FOR_EVER_MS = 2**63
 
 
@@ -121,27 +131,6 @@ class TouchedUser:
 
 
 @dataclass(slots=True)
-class PartitionDeltas:
-    """What the folded events of one partition add to the statistics, one entry an event."""
-
-    offsets: list[int] = field(default_factory=list)
-    items: list[str] = field(default_factory=list)
-    previous: list[Sequence[int]] = field(default_factory=list)
-    times_ms: list[int] = field(default_factory=list)
-    weights: list[int] = field(default_factory=list)
-
-    def add(
-        self, offset: int, item: str, previous: Sequence[int], time_ms: int, weight: int
-    ) -> None:
-        """Put in one event; `previous` are hashes of the items before it, newest first."""
-        self.offsets.append(offset)
-        self.items.append(item)
-        self.previous.append(previous)
-        self.times_ms.append(time_ms)
-        self.weights.append(weight)
-
-
-@dataclass(slots=True)
 class Misrouted:
     """A record whose key is not its user, or that lies on another partition than its key's."""
 
@@ -169,16 +158,11 @@ class FoldedBatch:
             self.counts[outcome] += events
 
 
-#: A valid event with what folding it needs: offset, event, kind, event time in ms, key of its row,
-#: record. A plain tuple: there is one for every event.
-_Accepted = tuple[int, UserEvent | ControlEvent, Kind, int, bytes, Record]
-
-
 class Folder:
     """Folds batches of one `user-events` topic.
 
     `fingerprint` names the topic (stream.history.source_fingerprint): a stored row of another one
-    raises RowError. `hash_of_item` is export.items.item_hash or a cache of it.
+    raises RowError. `hashes_of` gives the export.items.item_hash of item ids.
     """
 
     def __init__(
@@ -187,15 +171,16 @@ class Folder:
         topic: str,
         partitions: int,
         fingerprint: int,
-        hash_of_item: Callable[[str], int],
+        hashes_of: HashesOf,
         guards: Guards = ALL_GUARDS,
     ) -> None:
         self._kinds = kinds_of(settings)
-        self._decode = EventDecoder(settings, self._kinds).decode
+        self._counting = {name: kind for name, kind in self._kinds.items() if kind.counts}
+        self._decoder = EventDecoder(settings, self._kinds)
         self._topic = topic
         self._partitions = partitions
         self._fingerprint = fingerprint
-        self._hash_of_item = hash_of_item
+        self._hashes_of = hashes_of
         self._guards = guards
         self._limits = RowLimits(
             settings.max_history,
@@ -211,52 +196,77 @@ class Folder:
         Slices of one partition stand in the order of their offsets.
         """
         batch = FoldedBatch()
-        accepted: dict[int, list[_Accepted]] = {}
+        accepted: dict[int, AcceptedEvents] = {}
         for piece in slices:  # 1. decode and validate
             partition = piece.tp.partition
-            accepted.setdefault(partition, []).extend(self._accepted(piece, batch))
+            self._accept(piece, accepted.setdefault(partition, AcceptedEvents()), batch)
             batch.first_offsets.setdefault(partition, piece.records[0].offset)
             batch.last_offsets[partition] = piece.records[-1].offset
         for partition, events in accepted.items():
-            rows = self._read(partition, events, read_rows)  # 2. read rows
-            self._fold_events(events, partition, rows, batch)  # 3. fold
+            if events.events:
+                columns = by_user(events, self._hashes_of)
+                rows = self._read(partition, columns, read_rows)  # 2. read rows
+                self._fold_users(columns, partition, rows, batch)  # 3. fold
         return batch
 
-    def _accepted(self, piece: Slice, batch: FoldedBatch) -> list[_Accepted]:
-        """The events of a slice, after putting down why there are none of some records."""
-        events: list[_Accepted] = []
-        kinds = self._kinds
-        for record in piece.records:
-            event = self._decode(record)
-            if isinstance(event, str):
-                batch.dead_letters.append(self._letter(event, piece.tp.partition, record))
-                continue
-            is_control = isinstance(event, ControlEvent)
-            is_known = event.user_id is not UNSET
-            owner = event.user_id if is_known else event.anonymous_id  # type: ignore[union-attr]
-            key = owner.encode()  # type: ignore[union-attr]  # events without one are refused
-            if record.key != key:
-                batch.misrouted.append(Misrouted(key, record.value or b""))
-                continue
-            kind = CONTROL if is_control else kinds.get(event.type)
-            if kind is None or not kind.counts:
-                batch.counts["ignored" if kind else "unknown_type"] += 1
-                continue
-            event_ms, sent_ms = event.event_time, record.timestamp
-            time_ms = event_ms if event_ms < sent_ms else sent_ms
-            row_key = key_beginning(event.tenant, is_known) + key
-            events.append((record.offset, event, kind, time_ms, row_key, record))
-        return events
+    def _accept(self, piece: Slice, accepted: AcceptedEvents, batch: FoldedBatch) -> None:
+        """Put in the events of a slice, after putting down why there are none of some records."""
+        decoded = self._decoder.decode_all(piece.records)
+        for record, reason in decoded.refused:
+            batch.dead_letters.append(self._letter(reason, piece.tp.partition, record))
+        records, events = decoded.records, decoded.events
+        kinds = self._kinds_of(events)
+        owners = [
+            (event.anonymous_id if event.user_id is UNSET else event.user_id).encode()  # type: ignore[union-attr]
+            for event in events  # one without either is refused
+        ]
+        if None in kinds or owners != [record.key for record in records]:
+            left = self._leave_out(decoded, owners, kinds, batch)
+            records, events = left.records, left.events
+            kinds = self._kinds_of(events)
+        accepted.records += records
+        accepted.events += events
+        accepted.kinds += kinds  # type: ignore[arg-type]  # all have one now
+        accepted.offsets += [record.offset for record in records]
+        accepted.times_ms += [
+            event.event_time if event.event_time < record.timestamp else record.timestamp
+            for event, record in zip(events, records, strict=True)
+        ]
+        accepted.row_keys += [
+            key_beginning(event.tenant, event.user_id is not UNSET) + (record.key or b"")
+            for event, record in zip(events, records, strict=True)
+        ]
+
+    def _kinds_of(self, events: list[UserEvent | ControlEvent]) -> list[Kind | None]:
+        """What each event does; None: nothing."""
+        get = self._counting.get
+        return [CONTROL if type(event) is ControlEvent else get(event.type) for event in events]
+
+    def _leave_out(
+        self, decoded: Decoded, owners: list[bytes], kinds: list[Kind | None], batch: FoldedBatch
+    ) -> Decoded:
+        """The events that count here; of the others is put down what they are."""
+        left = Decoded()
+        for record, event, owner, kind in zip(
+            decoded.records, decoded.events, owners, kinds, strict=True
+        ):
+            if record.key != owner:
+                batch.misrouted.append(Misrouted(owner, record.value or b""))
+            elif kind is None:
+                batch.count("ignored" if event.type in self._kinds else "unknown_type", 1)
+            else:
+                left.records.append(record)
+                left.events.append(event)
+        return left
 
     def _letter(self, reason: str, partition: int, record: Record) -> DeadLetter:
         return DeadLetter(reason, self._topic, partition, record.offset, record.key, record.value)
 
     def _read(
-        self, partition: int, events: list[_Accepted], read_rows: ReadRows
+        self, partition: int, columns: EventColumns, read_rows: ReadRows
     ) -> dict[bytes, UserRow | None]:
         """The rows of the events' users, empty for new ones; None: they do not belong here."""
-        users = {key: record.key or b"" for _, _, _, _, key, record in events}
-        fingerprint = self._fingerprint
+        fingerprint, users = self._fingerprint, columns.users
         rows: dict[bytes, UserRow | None] = {}
         new: list[bytes] = []
         for key, data in zip(users, read_rows(partition, list(users)), strict=True):
@@ -264,76 +274,139 @@ class Folder:
                 rows[key] = UserRow.decode(data, fingerprint)
             else:
                 new.append(key)
-        wanted = partitions_of([users[key] for key in new], self._partitions)
+        owners = [columns.all.records[users[key].begin].key or b"" for key in new]
+        wanted = partitions_of(owners, self._partitions)
         for key, right_one in zip(new, wanted, strict=True):
             rows[key] = UserRow(fingerprint) if right_one == partition else None
         return rows
 
-    def _fold_events(
+    def _fold_users(
         self,
-        events: list[_Accepted],
+        columns: EventColumns,
         partition: int,
         rows: dict[bytes, UserRow | None],
         batch: FoldedBatch,
     ) -> None:
-        """Fold events that were not applied before; either way their user is touched.
+        """Fold each user's events that were not applied before; all users are touched."""
+        deltas = DeltaBuilder(columns.kept, min(CHAIN_DEPTH, self._limits.max_history))
+        for key, span in columns.users.items():
+            row = rows[key]
+            if row is None:  # on this partition nothing of the user may be folded
+                for record in columns.all.records[span.begin : span.end]:
+                    batch.misrouted.append(Misrouted(record.key or b"", record.value or b""))
+                continue
+            user = batch.users.get(key)
+            if user is None:
+                user = batch.users[key] = _touched(key, columns.all, span, partition, row)
+            if self._is_plain(columns, span, user.row):
+                self._fold_whole(columns, span, user, deltas, batch)
+            else:
+                self._fold_singly(columns.all, span, user, deltas, batch)
+        if deltas.has_any:
+            batch.deltas[partition] = deltas.build()
+            batch.count("folded", len(batch.deltas[partition].offsets))
+
+    def _is_plain(self, columns: EventColumns, span: UserSpan, row: UserRow) -> bool:
+        """Whether a user's events are all new, neither late nor out of order, and none is a wish.
+
+        Most users' are. Then they can be put behind the history as they are.
+        """
+        if not span.is_in_order or row.has_old_ids or not self._guards.replay_skip:
+            return False
+        if columns.all.offsets[span.begin] <= max(row.applied_offset, row.silent_until):
+            return False
+        kept = columns.kept
+        if span.kept_begin < span.kept_end and kept.times_ms[span.kept_begin] < row.newest_ms:
+            return False
+        ring, ids = row.ring, kept.id_bytes
+        return not ring or not any(
+            ids[at : at + HASH_BYTES] in ring
+            for at in range(
+                span.kept_begin * RING_ENTRY_BYTES,
+                span.kept_end * RING_ENTRY_BYTES,
+                RING_ENTRY_BYTES,
+            )
+        )
+
+    def _fold_whole(
+        self,
+        columns: EventColumns,
+        span: UserSpan,
+        user: TouchedUser,
+        deltas: DeltaBuilder,
+        batch: FoldedBatch,
+    ) -> None:
+        """Fold plain events: what `_fold_singly` would come to, at once."""
+        events, kept, row = columns.all, columns.kept, user.row
+        for at in range(span.begin, span.end) if columns.may_ask else ():
+            kind = events.kinds[at]
+            if kind.refreshes and _is_home(events.events[at]):
+                event_id, offset = events.events[at].event_id, events.offsets[at]
+                user.becomes_due(event_id, offset, events.times_ms[at], kind.is_visit)
+        user.is_changed = True
+        row.applied_offset = events.offsets[span.end - 1]
+        begin, end = span.kept_begin, span.kept_end
+        batch.count("visits", span.end - span.begin - (end - begin))
+        if begin < end:
+            deltas.add_span(row.events, span)
+            row.extend(
+                kept.packed_bytes[begin * EVENT_BYTES : end * EVENT_BYTES],
+                kept.id_bytes[begin * RING_ENTRY_BYTES : end * RING_ENTRY_BYTES],
+                kept.times_ms[end - 1],
+                self._limits,
+            )
+
+    def _fold_singly(
+        self,
+        events: AcceptedEvents,
+        span: UserSpan,
+        user: TouchedUser,
+        deltas: DeltaBuilder,
+        batch: FoldedBatch,
+    ) -> None:
+        """Fold a user's events one after another, but those that were applied before.
 
         An event that is too far behind its user's newest one is passed over, and makes nothing due.
         Whether an event that is read again was, its row does not tell: its user gets a list.
         """
-        users, limits, hash_of_item = batch.users, self._limits, self._hash_of_item
+        row, counts = user.row, batch.counts
         skips_replays, max_lateness_ms = self._guards.replay_skip, self._max_lateness_ms
-        deltas = PartitionDeltas()
-        replayed = visits = duplicates = late = 0
-        for accepted in events:
-            offset, event, kind, time_ms, key, _ = accepted
-            here = rows[key]  # None: on this partition nothing of the user may be folded
-            user = users.get(key) if here is not None else None
-            user = user or self._touched(accepted, partition, here, batch)
-            if user is None:
-                continue
-            row = user.row
+        for at in range(span.begin, span.end):
+            event, kind = events.events[at], events.kinds[at]
+            offset, time_ms = events.offsets[at], events.times_ms[at]
             if isinstance(event, ControlEvent) or offset <= row.silent_until:
-                self._fold_beside(accepted, user, batch)
+                self._fold_beside(event, offset, time_ms, user, batch)
                 continue
             is_replayed = offset <= row.applied_offset and skips_replays
             is_late = time_ms < row.newest_ms - max_lateness_ms and kind.is_kept
             if kind.refreshes and (is_replayed or not is_late) and _is_home(event):
                 user.becomes_due(event.event_id, offset, time_ms, kind.is_visit)
             if is_replayed:
-                replayed += 1
+                counts["replayed"] += 1
                 continue
             user.is_changed = True
             row.applied_offset = offset
             if kind.is_visit:
-                visits += 1
-                continue
-            if is_late:
-                late += 1
-                continue
-            event_hash = id_hash(event.event_id)
-            may_be_known = event_hash in row.ring or row.has_old_ids
-            if may_be_known and row.has_event(event.event_id, event_hash) and skips_replays:
-                duplicates += 1
-                continue
-            item_id: str = event.item_id  # type: ignore[assignment]  # refused without one
-            previous = row.fold(
-                _history_event(event, event_hash, hash_of_item(item_id), time_ms, offset, kind),
-                limits,
-            )
-            deltas.add(offset, item_id, previous, time_ms, kind.weight)
-        if deltas.offsets:
-            batch.deltas[partition] = deltas
-        batch.count("folded", len(deltas.offsets))
-        batch.count("replayed", replayed)
-        batch.count("visits", visits)
-        batch.count("duplicates", duplicates)
-        batch.count("late", late)
+                counts["visits"] += 1
+            elif is_late:
+                counts["late"] += 1
+            elif row.has_event(event.event_id, id_hash(event.event_id)) and skips_replays:
+                counts["duplicates"] += 1
+            else:
+                kept = self._history_event(event, time_ms, offset, kind)
+                previous = row.fold(kept, self._limits)
+                deltas.add(event.item_id or "", kept, previous, kind.weight)
 
-    def _fold_beside(self, accepted: _Accepted, user: TouchedUser, batch: FoldedBatch) -> None:
+    def _fold_beside(
+        self,
+        event: UserEvent | ControlEvent,
+        offset: int,
+        time_ms: int,
+        user: TouchedUser,
+        batch: FoldedBatch,
+    ) -> None:
         """Take what does not enter the history: control events, and events that make nothing due
         as they came before their user was forgotten, or while the user had opted out."""
-        offset, event, _, time_ms, _, _ = accepted
         row, skips_replays = user.row, self._guards.replay_skip
         control = event if isinstance(event, ControlEvent) else None
         if control and asks_for_list(control) and offset > row.silent_until:
@@ -362,36 +435,36 @@ class Folder:
             user.is_no_longer_due()
             batch.no_list.append(user)
 
-    def _touched(
-        self, accepted: _Accepted, partition: int, row: UserRow | None, batch: FoldedBatch
-    ) -> TouchedUser | None:
-        """The user of an event, who had none in the batch before; None: belongs elsewhere."""
-        _, event, _, _, key, record = accepted
-        owner = record.key or b""
-        if row is None:
-            batch.misrouted.append(Misrouted(owner, record.value or b""))
-            return None
-        is_known = event.user_id is not UNSET
-        user = TouchedUser(key, owner.decode(), is_known, event.tenant, partition, row)
-        batch.users[key] = user
-        return user
+    def _history_event(
+        self, event: UserEvent, time_ms: int, offset: int, kind: Kind
+    ) -> HistoryEvent:
+        (item,) = self._hashes_of([event.item_id or ""])  # never empty: refused without one
+        return HistoryEvent(
+            id_hash(event.event_id),
+            item,
+            time_ms,
+            offset,
+            kind.hash,
+            nan_if_unset(event.value),
+            nan_if_unset(event.portion),
+            session_hash(event.session_id),
+        )
 
 
-def _history_event(
-    event: UserEvent, event_hash: bytes, item: int, time_ms: int, offset: int, kind: Kind
-) -> HistoryEvent:
-    value, portion, session = event.value, event.portion, event.session_id
-    return HistoryEvent(
-        event_hash,
-        item,
-        time_ms,
-        offset,
-        kind.hash,
-        NOT_A_NUMBER if value is UNSET else value,
-        NOT_A_NUMBER if portion is UNSET else portion,
-        0 if session is UNSET else hash32(session),
-    )
+def _owner(event: UserEvent | ControlEvent) -> str:
+    """The id whose event this is; one without any is refused."""
+    owner = event.user_id
+    return event.anonymous_id if owner is UNSET else owner  # type: ignore[union-attr,return-value]
 
 
-def _is_home(event: UserEvent) -> bool:
-    return event.scenario is UNSET or event.scenario == DEFAULT_SCENARIO
+def _touched(
+    key: bytes, events: AcceptedEvents, span: UserSpan, partition: int, row: UserRow
+) -> TouchedUser:
+    """The user of these events, as before them."""
+    first = events.events[span.begin]
+    return TouchedUser(key, _owner(first), first.user_id is not UNSET, first.tenant, partition, row)
+
+
+def _is_home(event: UserEvent | ControlEvent) -> bool:
+    scenario = event.scenario  # type: ignore[union-attr]  # asked of no control event
+    return scenario is UNSET or scenario == DEFAULT_SCENARIO

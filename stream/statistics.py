@@ -8,7 +8,6 @@ once; the watermark in `ItemStatistics` makes each count once.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 
 import msgspec
@@ -18,8 +17,8 @@ from msgspec import Struct
 from export.errors import DriftlineError
 from export.items import NO_ROW, ItemIndex
 from export.statistics import CHAIN_DEPTH, Deltas, ItemStatistics
+from stream.deltas import PartitionDeltas
 from stream.guards import ALL_GUARDS, Guards
-from stream.state import PartitionDeltas
 
 DELTAS_VERSION = 1
 
@@ -45,7 +44,6 @@ class DeltaRecord(Struct, frozen=True, array_like=True):
     weights: bytes  # [N] uint16, sixteenths
 
 
-_PADDING = [0] * CHAIN_DEPTH
 _decode = msgspec.msgpack.Decoder(DeltaRecord).decode
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -54,20 +52,15 @@ def encode_deltas(partition: int, deltas: PartitionDeltas) -> bytes:
     """The record of one batch's deltas."""
     place: dict[str, int] = {}
     item_at = [place.setdefault(item, len(place)) for item in deltas.items]
-    count = len(item_at)
-    previous: list[int] = []
-    for hashes in deltas.previous:
-        previous += hashes
-        previous += _PADDING[len(hashes) :]
     record = DeltaRecord(
         DELTAS_VERSION,
         partition,
         list(place),
-        struct.pack(f"<{count}I", *item_at),
-        struct.pack(f"<{count}q", *deltas.offsets),
-        struct.pack(f"<{count * CHAIN_DEPTH}Q", *previous),
-        struct.pack(f"<{count}q", *deltas.times_ms),
-        struct.pack(f"<{count}H", *deltas.weights),
+        np.array(item_at, dtype="<u4").tobytes(),
+        deltas.offsets.astype("<i8").tobytes(),
+        deltas.previous.astype("<u8").tobytes(),
+        deltas.times_ms.astype("<i8").tobytes(),
+        deltas.weights.astype("<u2").tobytes(),
     )
     return _encode(record)
 

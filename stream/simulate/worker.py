@@ -198,7 +198,7 @@ class SimulatedWorker:
             settings.topic("user-events"),
             settings.partitions,
             around.fingerprint,
-            self.live.index.hash_of,
+            self.live.index.hashes_of,
             around.guards,
         )
         return BatchProcessor(

@@ -10,10 +10,10 @@ from kafka import KafkaProducer
 from kafka_cluster import Broker
 
 from export.items import item_hash
+from stream.deltas import PartitionDeltas
 from stream.live import LiveParts, statistics_source
 from stream.settings import Settings
 from stream.snapshots import save_snapshot, take_snapshot
-from stream.state import PartitionDeltas
 from stream.statistics import encode_deltas
 from stream.topics import create_topics
 
@@ -27,14 +27,13 @@ def send_deltas(settings: Settings, begin: int, count: int) -> None:
     topic = settings.topic("item-statistics")
     for partition in range(settings.partitions):
         for first in range(begin, begin + count, 10):
-            deltas = PartitionDeltas()
-            for offset in range(first, first + 10):
-                deltas.offsets.append(offset)
-                deltas.items.append(f"item-{rng.integers(30)}")
-                known = [item_hash(item) for item in deltas.items[-4:-1]]
-                deltas.previous.append(known[::-1])
-                deltas.times_ms.append(int(rng.integers(400) * DAY_MS))
-                deltas.weights.append(16)
+            items = [f"item-{rng.integers(30)}" for _ in range(10)]
+            hashes = [item_hash(item) for item in items]
+            deltas = PartitionDeltas.of_events(
+                items,
+                [(first + at, int(rng.integers(400) * DAY_MS), 16) for at in range(10)],
+                [hashes[max(at - 3, 0) : at][::-1] for at in range(10)],
+            )
             for _ in range(2):
                 producer.send(topic, value=encode_deltas(partition, deltas), partition=partition)
     producer.close()

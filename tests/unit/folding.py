@@ -9,7 +9,7 @@ from typing import Any
 
 from kafka.partitioner import murmur2
 
-from export.items import item_hash
+from export.items import item_hashes
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import UserRow, row_key, source_fingerprint
 from stream.settings import Settings
@@ -77,6 +77,7 @@ class Store:
     settings: Settings = field(default_factory=Settings)
     guards: Guards = ALL_GUARDS
     rows: dict[tuple[int, bytes], bytes] = field(default_factory=dict)
+    folder: type[Folder] = Folder
 
     def read(self, partition: int, keys: list[bytes]) -> list[bytes | None]:
         return [self.rows.get((partition, key)) for key in keys]
@@ -88,8 +89,8 @@ class Store:
         return self.fold_slices([RecordSlice(Tp(partition), records)])
 
     def fold_slices(self, slices: Sequence[RecordSlice]) -> FoldedBatch:
-        folder = Folder(
-            self.settings, "user-events", PARTITIONS, FINGERPRINT, item_hash, self.guards
+        folder = self.folder(
+            self.settings, "user-events", PARTITIONS, FINGERPRINT, item_hashes, self.guards
         )
         batch = folder.fold(slices, self.read)
         for user in batch.users.values():

@@ -81,7 +81,7 @@ def processed(max_rank_batch: int, is_replaced: bool) -> list[dict[str, Any]]:
     rows = SimpleNamespace(
         get_many=lambda p, keys: [row_of(key.decode()) for key in keys], write=lambda *a: None
     )
-    folder = Folder(settings, "user-events", PARTITIONS, FINGERPRINT, live.index.hash_of)
+    folder = Folder(settings, "user-events", PARTITIONS, FINGERPRINT, live.index.hashes_of)
     processor = BatchProcessor(
         settings,
         folder,

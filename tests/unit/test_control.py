@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_strategies import Counted, statistics_of
 
-from export.items import ItemIndex, item_hash
+from export.items import ItemIndex, item_hash, item_hashes
 from stream.agents import BatchProcessor, TableRows
 from stream.catalogue import Catalogue
 from stream.control import MAX_FILTERS, group_key, hidden_rows, with_filter
@@ -36,7 +36,7 @@ from stream.history import OPTED_OUT, RowLimits, UserRow, hash64, id_hash
 from stream.ranker import StatisticsRanker
 from stream.refresh_control import RefreshControl
 from stream.requests import LiveTensors
-from stream.row_codec import FILTER, RING_ENTRY, RING_ENTRY_BYTES, UNTIMED
+from stream.row_codec import FILTER, RING_ENTRY_BYTES, RING_ENTRY_STRUCT, UNTIMED
 from stream.settings import Settings
 from stream.state import Folder
 from stream.statistics import LiveStatistics
@@ -55,7 +55,7 @@ USERS = [name for n in range(50) if partition_of(name := f"user-{n}") == 0][:2]
 
 def seen(event_id: str, time_ms: int) -> bytes:
     """An entry of the ring."""
-    return RING_ENTRY.pack(id_hash(event_id), time_ms)
+    return RING_ENTRY_STRUCT.pack(id_hash(event_id), time_ms)
 
 
 # -- rows -----------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ class Engine:
         refreshes = RefreshControl(self.settings, lambda partition: iter(()), FINGERPRINT)
         self.processor = BatchProcessor(
             self.settings,
-            Folder(self.settings, "user-events", PARTITIONS, FINGERPRINT, item_hash),
+            Folder(self.settings, "user-events", PARTITIONS, FINGERPRINT, item_hashes),
             refreshes,
             self,
             self.live,

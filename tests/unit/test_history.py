@@ -28,8 +28,8 @@ from stream.row_codec import (
     CODEC_VERSION,
     FILTER,
     HEADER,
-    RING_ENTRY,
     RING_ENTRY_BYTES,
+    RING_ENTRY_STRUCT,
     UNTIMED,
     RowError,
 )
@@ -213,7 +213,7 @@ def test_an_id_is_known_or_its_event_too_late_or_the_ring_full_of_newer_ones(tur
             is_pushed_out = len(sent) - place >= ring
             assert knows(row, name) or at_ms < horizon_ms or is_pushed_out
         assert len(row.ring) <= ring * RING_ENTRY_BYTES
-        oldest = [RING_ENTRY.unpack_from(row.ring)[1]] if row.ring else []
+        oldest = [RING_ENTRY_STRUCT.unpack_from(row.ring)[1]] if row.ring else []
         assert all(at_ms >= horizon_ms for at_ms in oldest)
 
 

@@ -12,8 +12,8 @@ from statistics_strategies import ITEMS, SETTINGS, START_MS, bits, index_of
 
 from export.items import NO_ROW, ItemIndex, item_hash
 from export.statistics import CHAIN_DEPTH, DAY_MS, ItemStatistics
+from stream.deltas import PartitionDeltas
 from stream.guards import Guards
-from stream.state import PartitionDeltas
 from stream.statistics import (
     DeltaRecord,
     DeltasError,
@@ -28,17 +28,16 @@ GOLDEN = Path(__file__).parent / "golden" / "deltas.v1.bin"
 @st.composite
 def partition_deltas(draw: st.DrawFn, first_offset: int = 0) -> PartitionDeltas:
     """Deltas of one batch, items before an event drawn from those there are."""
-    deltas = PartitionDeltas()
+    items, events, previous = [], [], []
     offset = first_offset
     for _ in range(draw(st.integers(1, 12))):
         offset += draw(st.integers(1, 4))
-        deltas.offsets.append(offset)
-        deltas.items.append(draw(st.sampled_from(ITEMS)))
+        items.append(draw(st.sampled_from(ITEMS)))
         before = draw(st.lists(st.sampled_from(ITEMS), max_size=CHAIN_DEPTH))
-        deltas.previous.append([item_hash(item) for item in before])
-        deltas.times_ms.append(START_MS + draw(st.integers(0, 90 * DAY_MS)))
-        deltas.weights.append(draw(st.integers(0, 256)))
-    return deltas
+        previous.append([item_hash(item) for item in before])
+        time_ms = START_MS + draw(st.integers(0, 90 * DAY_MS))
+        events.append((offset, time_ms, draw(st.integers(0, 256))))
+    return PartitionDeltas.of_events(items, events, previous)
 
 
 @given(partition_deltas(), st.integers(0, 1000), st.permutations(ITEMS))
@@ -48,23 +47,20 @@ def test_deltas_come_back_with_the_rows_of_whoever_reads_them(deltas, partition,
     back = decode_deltas(encode_deltas(partition, deltas), index)
 
     assert back.partition == partition
-    assert back.offsets.tolist() == deltas.offsets
+    assert back.offsets.tolist() == deltas.offsets.tolist()
     assert [index.ids[row] for row in back.items.tolist()] == deltas.items
-    assert back.times_ms.tolist() == deltas.times_ms
-    assert back.weights.tolist() == deltas.weights
-    for row, hashes in zip(back.previous.tolist(), deltas.previous, strict=True):
-        padded = hashes + [0] * (CHAIN_DEPTH - len(hashes))
-        wanted = [NO_ROW if h == 0 else int(index.rows_of_hashes([h])[0]) for h in padded]
+    assert back.times_ms.tolist() == deltas.times_ms.tolist()
+    assert back.weights.tolist() == deltas.weights.tolist()
+    for row, hashes in zip(back.previous.tolist(), deltas.previous.tolist(), strict=True):
+        wanted = [NO_ROW if h == 0 else int(index.rows_of_hashes([h])[0]) for h in hashes]
         assert row == wanted
 
 
 def golden_deltas() -> PartitionDeltas:
-    return PartitionDeltas(
-        offsets=[10, 11, 14],
-        items=["tt0111161", "é", "tt0111161"],
-        previous=[[], [item_hash("tt0111161")], [item_hash("é"), item_hash("tt0111161")]],
-        times_ms=[1_700_000_000_000, 1_700_000_060_000, 1_699_999_999_999],
-        weights=[16, 40, 0],
+    return PartitionDeltas.of_events(
+        ["tt0111161", "é", "tt0111161"],
+        [(10, 1_700_000_000_000, 16), (11, 1_700_000_060_000, 40), (14, 1_699_999_999_999, 0)],
+        [[], [item_hash("tt0111161")], [item_hash("é"), item_hash("tt0111161")]],
     )
 
 
@@ -81,7 +77,7 @@ def test_deltas_of_version_1_are_written_and_read_for_ever_as_they_once_were():
 
 
 def test_an_item_before_an_event_that_was_never_met_is_left_out():
-    deltas = PartitionDeltas([1], ["item-1"], [[item_hash("strange")]], [START_MS], [16])
+    deltas = PartitionDeltas.of_events(["item-1"], [(1, START_MS, 16)], [[item_hash("strange")]])
 
     back = decode_deltas(encode_deltas(0, deltas), ItemIndex())
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from folding import (
     FINGERPRINT,
@@ -29,6 +30,7 @@ from export.statistics import DAY_MS
 from stream.guards import Guards
 from stream.history import RowError, UserRow, hash32
 from stream.settings import Settings
+from stream.state import Folder
 
 #: Three users whose events lie on partition 1.
 USERS = [name for n in range(50) if partition_of(name := f"user-{n}") == 1][:3]
@@ -155,17 +157,26 @@ def logs(draw: st.DrawFn) -> list[Record]:
     return log
 
 
-def run(log: list[Record], cuts: set[int], settings: Settings) -> tuple[object, ...]:
+class SingleFolder(Folder):
+    """Folds each event by itself."""
+
+    def _is_plain(self, *_: object) -> bool:
+        return False
+
+
+def run(
+    log: list[Record], cuts: set[int], settings: Settings, folder: type[Folder] = Folder
+) -> tuple[object, ...]:
     """Rows, deltas, dead letters and counts after folding the log in batches cut there."""
-    store = Store(settings)
+    store = Store(settings, folder=folder)
     deltas: list[tuple[object, ...]] = []
     dead, counts = [], {}
     bounds = sorted({0, *cuts, len(log)})
     for first, last in pairwise(bounds):
         batch = store.fold_slices([RecordSlice(Tp(1), log[first:last])])
         for columns in batch.deltas.values():
-            rows = (getattr(columns, f.name) for f in dataclasses.fields(columns))
-            deltas += zip(*rows, strict=True)
+            rows = (np.asarray(getattr(columns, f.name)) for f in dataclasses.fields(columns))
+            deltas += zip(*(row.tolist() for row in rows), strict=True)
         dead += [letter.offset for letter in batch.dead_letters]
         for name, count in batch.counts.items():
             counts[name] = counts.get(name, 0) + count
@@ -179,6 +190,20 @@ def test_the_state_after_a_log_does_not_depend_on_where_batches_were_cut(data):
     settings = Settings(max_history=4, max_taken=3, dedupe_ring=data.draw(st.integers(0, 5)))
 
     assert run(log, cuts, settings) == run(log, set(), settings)
+
+
+@given(st.data())
+def test_events_of_a_user_folded_at_once_come_to_what_each_by_itself_comes_to(data):
+    log = data.draw(logs())
+    sizes = {"max_history": st.integers(1, 7), "max_taken": st.integers(0, 3)}
+    settings = Settings(
+        **{name: data.draw(size) for name, size in sizes.items()},
+        dedupe_ring=data.draw(st.integers(0, 5)),
+        max_lateness_ms=data.draw(st.sampled_from([0, 1000, 3000, DAY_MS])),
+    )
+    cuts = data.draw(st.sets(st.integers(1, len(log))))
+
+    assert run(log, cuts, settings) == run(log, cuts, settings, SingleFolder)
 
 
 @given(st.data())
@@ -205,7 +230,7 @@ def test_an_event_id_that_came_before_counts_once_whatever_its_offset():
     batch = store.fold(record(1, 1), record(2, 1, item_id="item-2"), record(3, 3))
 
     assert batch.counts == {"folded": 2, "duplicates": 1}
-    assert batch.deltas[partition_of("ada")].offsets == [1, 3]
+    assert batch.deltas[partition_of("ada")].offsets.tolist() == [1, 3]
     assert store.row("ada").applied_offset == 3
 
 
@@ -314,13 +339,13 @@ def test_what_an_event_adds_is_its_item_the_ones_before_its_time_and_its_weight(
 
     deltas = batch.deltas[partition_of("ada")]
     assert deltas.items == ["item-1", "item-2", "item-3"]
-    assert deltas.previous == [
-        [],
-        [item_hash("item-1")],
-        [item_hash("item-2"), item_hash("item-1")],
+    assert deltas.previous.tolist() == [
+        [0, 0, 0, 0, 0],
+        [item_hash("item-1"), 0, 0, 0, 0],
+        [item_hash("item-2"), item_hash("item-1"), 0, 0, 0],
     ]
-    assert deltas.weights == [16, 0, 40]
-    assert deltas.times_ms == [NOW_MS - 999, NOW_MS - 998, NOW_MS - 997]
+    assert deltas.weights.tolist() == [16, 0, 40]
+    assert deltas.times_ms.tolist() == [NOW_MS - 999, NOW_MS - 998, NOW_MS - 997]
     last = store.row("ada").history()[-1]
     assert (last["value"], last["portion"]) == (4.0, 0.5)
     assert (last["session"], last["type"]) == (hash32("s"), hash32("watch"))
