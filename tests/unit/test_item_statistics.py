@@ -57,7 +57,11 @@ def test_reading_in_between_sees_all_that_was_applied_and_changes_no_bit(data):
     read_before = ItemStatistics(index_of(ITEMS), SETTINGS)
     for at, batch in enumerate(batches):
         read_before.apply(*deltas_of(batch, read_before.index))
+        chains = [read_before.chain([row])[1].tobytes() for row in range(len(ITEMS))]
 
+        anew = statistics_of(batches[: at + 1])
+        anew.popularity()
+        assert chains == [anew.chain([row])[1].tobytes() for row in range(len(ITEMS))]
         assert bits(read_before) == bits(statistics_of(batches[: at + 1]))
 
 
