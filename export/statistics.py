@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
 from export.items import ItemIndex, Rows
-from export.transitions import Transitions
+from export.transitions import Transitions, rows_of_pairs
 
 #: Milliseconds of a day.
 DAY_MS = 86_400_000
@@ -26,6 +26,8 @@ DAY_MS = 86_400_000
 CHAIN_DEPTH = 5
 #: Epochs of popularity kept: at least 24 half-lives, after which 6e-8 of a weight is left.
 POPULARITY_EPOCHS = 3
+#: Events that wait to be counted at most: more would keep the event loop for too long at once.
+COUNTED_AT_ONCE = 4096
 #: Event weights are whole sixteenths.
 WEIGHT_ONE = 16
 
@@ -80,9 +82,11 @@ class DecayedCounts:
         """Add events: [N] rows, times and weights in sixteenths. Forgotten epochs are ignored."""
         epochs, decay = epochs_and_weights(times_ms, self.half_life_ms)
         amounts = decay * weights
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            np.add.at(self._sums_of(epoch, int(items.max()) + 1), items[here], amounts[here])
+        size = int(items.max()) + 1
+        first, last = int(epochs.min()), int(epochs.max())
+        for epoch in [first] if first == last else np.unique(epochs).tolist():
+            here = np.flatnonzero(epochs == epoch)
+            np.add.at(self._sums_of(epoch, size), items[here], amounts[here])
         self._forget()
 
     def values(self, size: int) -> NDArray[np.float64]:
@@ -135,40 +139,63 @@ class ItemStatistics:
     events: int = 0
 
     def __post_init__(self) -> None:
-        self.popularity_counts = tuple(
-            DecayedCounts(h) for h in self.settings.popularity_half_lives_ms
-        )
-        self.transitions = Transitions(self.settings.chain_half_life_ms)
+        self._popularity = tuple(DecayedCounts(h) for h in self.settings.popularity_half_lives_ms)
+        self._transitions = Transitions(self.settings.chain_half_life_ms)
         self._cut: dict[int, tuple[Rows, NDArray[np.float32]]] = {}
+        self._waiting: list[Deltas] = []
+        self._waiting_events = 0
+
+    @property
+    def popularity_counts(self) -> tuple[DecayedCounts, ...]:
+        """The counts of each half-life, with all that was applied."""
+        self._count()
+        return self._popularity
+
+    @property
+    def transitions(self) -> Transitions:
+        """The transitions, with all that was applied."""
+        self._count()
+        return self._transitions
 
     def apply(self, *batches: Deltas) -> int:
         """Add what is above each partition's watermark; returns how many events that were.
 
-        Of one partition, batches stand in the order of their offsets.
+        Of one partition, batches stand in the order of their offsets. Whoever reads afterwards
+        sees them. They are counted when somebody does, or when some thousands wait: the array
+        operations of a count cost nearly the same for few events as for many.
         """
-        fresh = []
+        applied = 0
         for deltas in batches:
             deltas = deltas.after(self.watermarks.get(deltas.partition, -1))
             if len(deltas.offsets):
                 self.watermarks[deltas.partition] = int(deltas.offsets[-1])
-                fresh.append(deltas)
-        if not fresh:
-            return 0
+                self.newest_ms = max(self.newest_ms, int(deltas.times_ms.max()))
+                self._waiting.append(deltas)
+                applied += len(deltas.offsets)
+        self.events += applied
+        self._waiting_events += applied
+        if self._waiting_events >= COUNTED_AT_ONCE:
+            self._count()
+        return applied
+
+    def _count(self) -> None:
+        """Count what waits."""
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._waiting_events = self._waiting, [], 0
         items, previous, times_ms, weights = (
-            np.concatenate([getattr(deltas, name) for deltas in fresh])
+            np.concatenate([getattr(deltas, name) for deltas in waiting])
             for name in ("items", "previous", "times_ms", "weights")
         )
-        for counts in self.popularity_counts:
+        for counts in self._popularity:
             counts.add(items, times_ms, weights)
-        epoch = self.transitions.newest_epoch
-        changed = self.transitions.add(items, previous, times_ms, weights)
-        if self.transitions.newest_epoch != epoch:
+        epoch = self._transitions.newest_epoch
+        changed = self._transitions.add(items, previous, times_ms, weights)
+        if self._transitions.newest_epoch != epoch:
             self._cut.clear()
-        for row in changed.tolist():
-            self._cut.pop(row, None)
-        self.newest_ms = max(self.newest_ms, int(times_ms.max()))
-        self.events += len(items)
-        return len(items)
+        if self._cut:
+            for row in rows_of_pairs(changed).tolist():
+                self._cut.pop(row, None)
 
     def popularity(self) -> NDArray[np.float32]:
         """[2, V] each half-life's share of every item; all zeros before the first event."""
@@ -208,6 +235,7 @@ class ItemStatistics:
 
         Neither which of equals are cut nor a rounded sum depends on the order of arrival.
         """
+        self._count()
         cut = self._cut.get(row)
         if cut is not None:
             return cut

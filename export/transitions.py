@@ -6,6 +6,8 @@ pair and 200 bytes; here a batch's pairs are found, added and counted in a few a
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +20,8 @@ CHAIN_EPOCHS = 2
 _CHAIN_ONE = 60
 #: Marks an empty place of the table; a pair of rows is never negative.
 _EMPTY = np.int64(-1)
+#: The higher row of a pair's key.
+_ROW_BITS = 0xFFFFFFFF
 #: 2^64 over the golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -90,11 +94,11 @@ class SlotTable:
 class Transitions:
     """Weights between items that were taken one after another, lasting and decaying.
 
-    Both directions of a pair are kept. `lasting` counts every transition alike while its epoch is
-    kept, `decaying` halves it with every half-life.
+    A pair counts alike in both directions, and is held once, under its lower row. `lasting` counts
+    every transition alike while its epoch is kept, `decaying` halves it with every half-life.
 
-    A pair has a slot in the columns. The pairs of one item that are new in one batch have
-    consecutive slots; such runs of an item are linked, the newest first.
+    A pair has a slot in the columns. The pairs of one item that are new in one batch stand one
+    after another in `_links`; such runs of an item are linked, the newest first.
     """
 
     def __init__(self, half_life_ms: int) -> None:
@@ -103,33 +107,34 @@ class Transitions:
         self._clear(0)
 
     def __len__(self) -> int:
-        return len(self._table)
+        """Pairs, each direction for itself."""
+        return 2 * len(self._table)
 
     def add(
         self, items: Rows, previous: Rows, times_ms: NDArray[np.int64], weights: NDArray[np.int64]
     ) -> Rows:
-        """Link [N] items with their [N, CHAIN_DEPTH] previous ones; returns the rows changed."""
+        """Link [N] items with their [N, CHAIN_DEPTH] previous ones; returns the pairs changed."""
         epochs, decay = epochs_and_weights(times_ms, self.half_life_ms)
         self._advance(int(epochs.max()))
         linked = (previous != NO_ROW) & (previous != items[:, None])
         linked &= ((epochs > self.newest_epoch - CHAIN_EPOCHS) & (weights > 0))[:, None]
-        event, distance = np.nonzero(linked)
-        if not len(event):
-            return event
-        before, after = previous[event, distance], items[event]
-        amount = (_CHAIN_ONE // (distance + 1)) * weights[event]
-        keys = np.concatenate([(before << 32) | after, (after << 32) | before])
-        columns = (amount, amount * decay[event], epochs[event] % CHAIN_EPOCHS)
-        amount, decayed, epoch = (np.tile(column, 2) for column in columns)
+        pairs = np.flatnonzero(linked)
+        if not len(pairs):
+            return pairs
+        event, distance = np.divmod(pairs, previous.shape[1])
+        before, after = previous.reshape(-1)[pairs], items[event]
+        keys = (np.minimum(before, after) << 32) | np.maximum(before, after)
+        amounts = (_CHAIN_ONE // (distance + 1)) * weights[event]
         order = np.argsort(keys)
         keys = keys[order]
         is_first = np.concatenate([[True], keys[1:] != keys[:-1]])
         distinct = keys[is_first]
         slots = self._slots(distinct)[np.cumsum(is_first) - 1]
-        at = slots * CHAIN_EPOCHS + epoch[order]
-        np.add.at(self._lasting.reshape(-1), at, amount[order])
-        np.add.at(self._decaying.reshape(-1), at, decayed[order])
-        return _distinct(distinct >> 32)
+        event, amounts = event[order], amounts[order]
+        at = slots * CHAIN_EPOCHS + epochs[event] % CHAIN_EPOCHS
+        np.add.at(self._lasting.reshape(-1), at, amounts)
+        np.add.at(self._decaying.reshape(-1), at, amounts * decay[event])
+        return cast(Rows, distinct)
 
     def neighbours(self, row: int) -> tuple[Rows, NDArray[np.float64]]:
         """([n] rows, [2, n] lasting and decaying weights) of all that is linked with an item."""
@@ -137,23 +142,34 @@ class Transitions:
         run = int(self._newest_run[row]) if row < len(self._newest_run) else -1
         while run >= 0:
             begin, end, run = self._runs[run].tolist()
-            runs.append(np.arange(begin, end))
+            runs.append(self._links[begin:end])
         if not runs:
             return np.zeros(0, dtype=np.int64), np.zeros((2, 0))
         at = np.concatenate(runs)
         lasting = self._lasting[at].sum(axis=1)
         decaying = self._decaying[at] @ self._scales()
-        return self._keys[at] & 0xFFFFFFFF, np.stack([lasting.astype(np.float64), decaying])
+        keys = self._keys[at]
+        others = (keys >> 32) + (keys & _ROW_BITS) - row
+        return others, np.stack([lasting.astype(np.float64), decaying])
 
     def columns(self) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
         """All that is held: [P] from << 32 | to, [P, CHAIN_EPOCHS] lasting, the same decaying."""
         size = len(self._table)
-        return self._keys[:size].copy(), self._lasting[:size].copy(), self._decaying[:size].copy()
+        keys = self._keys[:size]
+        both = np.concatenate([keys, ((keys & _ROW_BITS) << 32) | (keys >> 32)])
+        return both, np.tile(self._lasting[:size], (2, 1)), np.tile(self._decaying[:size], (2, 1))
 
     def restore(
         self, keys: Rows, lasting: NDArray[np.int64], decaying: NDArray[np.int64], epoch: int
     ) -> None:
-        """Hold exactly these columns from now on."""
+        """Hold exactly these columns from now on; they have every pair in both directions."""
+        once = np.flatnonzero(keys >> 32 < keys & _ROW_BITS)
+        self._hold(keys[once], lasting[once], decaying[once], epoch)
+
+    def _hold(
+        self, keys: Rows, lasting: NDArray[np.int64], decaying: NDArray[np.int64], epoch: int
+    ) -> None:
+        """Hold exactly these columns from now on; keys are as in `_keys`, in any order."""
         order = np.argsort(keys)
         self.newest_epoch = epoch
         self._clear(len(keys))
@@ -165,11 +181,12 @@ class Transitions:
     def _clear(self, size: int) -> None:
         capacity = max(4096, 2 * size)
         self._table = SlotTable()
-        self._keys = np.zeros(capacity, dtype=np.int64)  # from row << 32 | to row
+        self._keys = np.zeros(capacity, dtype=np.int64)  # lower row << 32 | higher row
         # [slot, epoch modulo CHAIN_EPOCHS]
         self._lasting = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
         self._decaying = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
-        self._runs = np.zeros((1024, 3), dtype=np.int64)  # first slot, end, run before or -1
+        self._links = np.zeros(2 * capacity, dtype=np.int64)  # slots, two places for each
+        self._runs = np.zeros((1024, 3), dtype=np.int64)  # begin, end in `_links`, run before or -1
         self._run_count = 0
         self._newest_run = np.full(1024, -1, dtype=np.int64)  # of each row
 
@@ -183,12 +200,20 @@ class Transitions:
             self._keys = _grown(self._keys, size)
             self._lasting = _grown(self._lasting, size)
             self._decaying = _grown(self._decaying, size)
+            self._links = _grown(self._links, 2 * size)
             self._keys[first:size] = new
-            self._link(new >> 32, first)
+            self._link(new, first)
         return slots
 
-    def _link(self, rows: Rows, first: int) -> None:
-        """Put runs of new slots, which begin at `first`, before the older runs of their rows."""
+    def _link(self, keys: Rows, first: int) -> None:
+        """Put runs of new pairs, whose slots begin at `first`, before the older runs of their rows.
+
+        Both rows of a pair get it.
+        """
+        rows = np.concatenate([keys >> 32, keys & _ROW_BITS])
+        order = np.argsort(rows)
+        rows = rows[order]
+        self._links[2 * first : 2 * first + len(rows)] = first + order % len(keys)
         begins = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
         of_row = rows[begins]
         if int(of_row[-1]) >= len(self._newest_run):
@@ -196,8 +221,8 @@ class Transitions:
         runs = np.arange(self._run_count, self._run_count + len(begins))
         self._run_count += len(begins)
         self._runs = _grown(self._runs, self._run_count)
-        self._runs[runs, 0] = first + begins
-        self._runs[runs, 1] = first + np.append(begins[1:], len(rows))
+        self._runs[runs, 0] = 2 * first + begins
+        self._runs[runs, 1] = 2 * first + np.append(begins[1:], len(rows))
         self._runs[runs, 2] = self._newest_run[of_row]
         self._newest_run[of_row] = runs
 
@@ -217,15 +242,14 @@ class Transitions:
         for step in range(steps):
             self._lasting[:, (epoch - step) % CHAIN_EPOCHS] = 0
             self._decaying[:, (epoch - step) % CHAIN_EPOCHS] = 0
-        keys, lasting, decaying = self.columns()
-        kept = lasting.any(axis=1)
-        self.restore(keys[kept], lasting[kept], decaying[kept], epoch)
+        size = len(self._table)
+        kept = np.flatnonzero(self._lasting[:size].any(axis=1))
+        self._hold(self._keys[kept], self._lasting[kept], self._decaying[kept], epoch)
 
 
-def _distinct(ascending: Rows) -> Rows:
-    """The distinct values of an ascending column."""
-    distinct: Rows = ascending[np.concatenate([[True], ascending[1:] != ascending[:-1]])]
-    return distinct
+def rows_of_pairs(pairs: Rows) -> Rows:
+    """The distinct rows of pairs as `Transitions.add` returns them."""
+    return np.flatnonzero(np.bincount(np.concatenate([pairs >> 32, pairs & _ROW_BITS])))
 
 
 def _grown(column: NDArray[np.int64], size: int, fill: int = 0) -> NDArray[np.int64]:

@@ -11,6 +11,9 @@
 6. write rows and changelog position to RocksDB in one batch a partition;
 7. return: the source is acked, and offsets are committed up to there.
 
+While a batch of which nothing but deltas goes out waits in step 5, the next one is read and folded,
+on top of the rows that are under way; `stream.storing` has the rules for that.
+
 A crash anywhere leaves the source unacked. What is read again after it is either not in the rows,
 and folded, or in the rows, and then all of its results have been sent, or its list is postponed.
 """
@@ -24,7 +27,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from kafka.partitioner import murmur2
@@ -59,24 +61,11 @@ from stream.requests import (
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder, Slice, TouchedUser
 from stream.statistics import encode_deltas
+from stream.storing import BatchEnd, Rows, Steps, Storing
 from stream.topics import state_changelog
 
 #: Called with the name of each step as it is reached; a fault injector ends the process there.
 OnStep = Callable[[str], None]
-
-
-class Rows(Protocol):
-    """The users' rows on disk."""
-
-    def get_many(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Stored rows, None where there is none."""
-        ...
-
-    def write(
-        self, partition: int, rows: list[tuple[bytes, bytes | None]], changelog_offset: int
-    ) -> None:
-        """Write rows and the changelog position as one."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +100,14 @@ class BatchProcessor:
         self._settings = settings
         self._folder = folder
         self._refreshes = refreshes
-        self._rows = rows
         self._live = live
-        self._send_records = send_records
         self._table_rows = table_rows
-        self._check = check
+        self._storing = Storing(
+            rows,
+            state_changelog(settings),
+            send_records,
+            Steps(check, on_step, self._take_in_own_deltas),
+        )
         self._guards = guards or Guards()
         self._on_step = on_step
         self._policy = list_policy(settings)
@@ -127,14 +119,35 @@ class BatchProcessor:
 
         Without slices there is time for lists that were postponed.
         """
+        await self.take(slices)
+        await self.finish()
+
+    @property
+    def under_way(self) -> int:
+        """How many of the newest batches are not written yet, and must not be acked."""
+        return self._storing.under_way
+
+    async def finish(self) -> None:
+        """Take all batches under way to the end of step 6; the caller acks them then (7)."""
+        await self._storing.finish()
+
+    async def take(self, slices: Sequence[Slice]) -> None:
+        """Take a batch through steps 1 to 4, and begin step 5.
+
+        A batch of which nothing but deltas goes out may be under way still when this returns; with
+        every other one, all are done then. Whoever has no next batch to take calls `finish`.
+        """
         begun = time.perf_counter()
         self._on_step("fold")
         self._refreshes.backlog.arrived(slices)
         if not slices:
+            await self.finish()
             self._refreshes.look_for_postponed()
-        batch = self._folder.fold(slices, self._rows.get_many)  # 1. 2. 3.
+        batch = self._folder.fold(slices, self._storing.get_many)  # 1. 2. 3.
+        if self._refreshes.may_list(batch):
+            await self.finish()  # lists are of all that came before
         newest_ms = self._live.statistics.statistics.newest_ms
-        self._refreshes.select(batch, newest_ms, self._rows.get_many)
+        self._refreshes.select(batch, newest_ms, self._storing.get_many)
         folded = time.perf_counter()
         self._on_step("rank")
         outbox = Outbox()
@@ -144,19 +157,31 @@ class BatchProcessor:
         refreshes, context = await self._rank(batch, outbox)  # 4.
         ranked = time.perf_counter()
         self._add_results(batch, context, outbox)
-        changes = self._changed_rows(batch)
-        self._check()
+
+        def written() -> None:
+            self._on_step("ack")
+            times = begun, folded, ranked, time.perf_counter()
+            self._count(batch, refreshes, times)
+
+        await self._send_and_write(  # 5. 6.
+            BatchEnd(outbox, self._changed_rows(batch), context.generated_at_ms, written)
+        )
+        records = sum(len(piece.records) for piece in slices)
+        self._refreshes.done(batch, records, time.perf_counter() - begun)
+
+    async def _send_and_write(self, end: BatchEnd) -> None:
+        """Begin step 5, and do it and step 6 to their end where more than deltas goes out."""
+        is_alone = not self._guards.ack_order or bool(
+            end.results.topics() - {self._settings.topic("item-statistics")}
+        )
+        if is_alone:
+            await self.finish()
         if not self._guards.ack_order:
-            await self._store(changes, context.generated_at_ms)
-        self._on_step("send")
-        sent = await outbox.send(self._send_records, context.generated_at_ms)  # 5.
-        self._take_in_own_deltas(outbox, sent)
-        if self._guards.ack_order:
-            await self._store(changes, context.generated_at_ms)
-        self._on_step("ack")
-        done = time.perf_counter()
-        self._refreshes.done(batch, sum(len(piece.records) for piece in slices), done - begun)
-        self._count(batch, refreshes, (begun, folded, ranked, done))
+            await self._storing.store(end)
+            end.changes = {}
+        await self._storing.begin(end)
+        if is_alone:
+            await self.finish()
 
     async def _rank(
         self, batch: FoldedBatch, outbox: Outbox
@@ -315,22 +340,6 @@ class BatchProcessor:
         for partition, offset in batch.last_offsets.items():
             changes[partition].append(self._table_rows.source(offset))
         return changes
-
-    async def _store(
-        self, changes: dict[int, list[tuple[bytes, bytes | None]]], now_ms: int
-    ) -> None:
-        """The end of step 5 and step 6: rows go to the changelog, and then to disk."""
-        self._on_step("changelog")
-        outbox = Outbox()
-        topic = state_changelog(self._settings)
-        for partition, rows in changes.items():
-            outbox.records[topic, partition] = list(rows)
-        sent = await outbox.send(self._send_records, now_ms)
-        self._check()
-        self._on_step("write")
-        for partition, rows in changes.items():  # 6.
-            _, changelog_offset = sent[topic, partition]
-            self._rows.write(partition, rows, changelog_offset)
 
     def _take_in_own_deltas(
         self, outbox: Outbox, sent: dict[tuple[str, int], tuple[int, int]]

@@ -98,9 +98,11 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     async def fold_user_events(stream: BatchStream) -> None:
         within_s = settings.batch_wait_ms / 1000
         slices: list[RecordBatch]
-        batches = stream.record_batches(settings.batch_records, within_s, refreshes.idle_s)
+        batches = stream.record_batches(
+            settings.batch_records, within_s, refreshes.idle_s, processor
+        )
         async for slices in batches:
-            await processor.process(slices)
+            await processor.take(slices)
 
     topic = app.topic(events, key_type=bytes, value_type=bytes)
     app.agent(topic, name="fold-user-events")(fold_user_events)

@@ -10,6 +10,8 @@ from typing import Protocol
 
 KeyValue = tuple[bytes | None, bytes | None]
 Headers = list[tuple[str, bytes]]
+#: Resolves to the base offset and number of records.
+Delivery = asyncio.Future[tuple[int, int]]
 
 
 class SendRecords(Protocol):
@@ -23,7 +25,7 @@ class SendRecords(Protocol):
         *,
         timestamp_ms: int,
         headers: Sequence[Headers] | None = None,
-    ) -> Sequence[asyncio.Future[tuple[int, int]]]: ...
+    ) -> Sequence[Delivery]: ...
 
 
 @dataclass(slots=True)
@@ -47,14 +49,19 @@ class Outbox:
         self.records[topic, partition].append((key, value))
         self.headers[topic, partition].append(headers or [])
 
+    def topics(self) -> set[str]:
+        """The topics that something goes to."""
+        return {topic for topic, _ in self.records}
+
     async def send(
         self, send_records: SendRecords, now_ms: int
     ) -> dict[tuple[str, int], tuple[int, int]]:
-        """Send everything and wait until all of it is acknowledged.
+        """Send everything and wait until all of it is acknowledged, as `Sent.acknowledged` does."""
+        return await (await self.hand_over(send_records, now_ms)).acknowledged()
 
-        Returns: topic and partition -> first and last offset. Raises what the broker refused with.
-        """
-        deliveries: dict[tuple[str, int], Sequence[asyncio.Future[tuple[int, int]]]] = {}
+    async def hand_over(self, send_records: SendRecords, now_ms: int) -> Sent:
+        """Send everything; what is returned must be waited for."""
+        deliveries: dict[tuple[str, int], Sequence[Delivery]] = {}
         for (topic, partition), records in self.records.items():
             headers = self.headers[topic, partition]
             deliveries[topic, partition] = await send_records(
@@ -64,9 +71,23 @@ class Outbox:
                 timestamp_ms=now_ms,
                 headers=headers if any(headers) else None,
             )
-        await asyncio.gather(*(f for futures in deliveries.values() for f in futures))
+        return Sent(deliveries)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Records on their way, by topic and partition."""
+
+    deliveries: dict[tuple[str, int], Sequence[Delivery]]
+
+    async def acknowledged(self) -> dict[tuple[str, int], tuple[int, int]]:
+        """Wait until the broker has acknowledged all of them.
+
+        Returns: topic and partition -> first and last offset. Raises what the broker refused with.
+        """
+        await asyncio.gather(*(f for futures in self.deliveries.values() for f in futures))
         offsets = {}
-        for where, futures in deliveries.items():
+        for where, futures in self.deliveries.items():
             first, (last, count) = futures[0].result()[0], futures[-1].result()
             offsets[where] = first, last + count - 1
         return offsets

@@ -136,6 +136,12 @@ class RefreshControl:
         if not must_wait:
             self.add_waiting(batch, newest_ms, read_rows)
 
+    def may_list(self, batch: FoldedBatch) -> bool:
+        """Whether `select` may leave users of a batch to be ranked, or add some."""
+        if self.backlog.is_postponing or not self._can_list():
+            return False
+        return len(self._waiting) > 0 or any(user.is_due for user in batch.users.values())
+
     def add_waiting(self, batch: FoldedBatch, newest_ms: int, read_rows: ReadRows) -> None:
         """Put up to CATCH_UP_USERS users into a batch whose list has waited, the newest first.
 

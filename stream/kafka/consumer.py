@@ -28,6 +28,7 @@ from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, e
 from stream.kafka.bounded import bound_fetches
 from stream.kafka.continuity import Continuity
 from stream.kafka.pacing import pace_empty_fetches
+from stream.kafka.plain import hand_over_plain
 from stream.kafka.restore import restore, restored_offsets
 from stream.kafka.table import RowTable
 
@@ -67,7 +68,16 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     async def on_start(self) -> None:
         """Start it, with a pause after fetches that a broker answers at once with nothing."""
         await super().on_start()
-        pace_empty_fetches(self._ensure_consumer())
+        consumer = self._ensure_consumer()
+        pace_empty_fetches(consumer)
+        hand_over_plain(consumer, self._is_plain)
+
+    def _is_plain(self, topic: str) -> bool:
+        """Whether nothing of Faust's reads the records of a topic."""
+        options: BatchOptions = self.consumer.options
+        return topic in options.batch_topics or isinstance(
+            self.app.tables._changelogs.get(topic), RowTable
+        )
 
     def _create_worker_consumer(
         self, transport: driver.Transport
@@ -404,7 +414,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
 
 def _value_bytes(batch: RecordBatch) -> int:
-    return sum(len(record.value) for record in batch.records if record.value is not None)
+    return sum(map(len, filter(None, [record.value for record in batch.records])))
 
 
 def _require_source(tp: TP, start: int, end: int) -> None:

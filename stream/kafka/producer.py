@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from itertools import repeat
 
 from aiokafka.structs import RecordMetadata
 from faust.transport.drivers import aiokafka as driver
@@ -62,14 +63,13 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
         deliveries: list[Delivery] = []
         producer = self._ensure_producer()
         batch = producer.create_batch()
-        for index, (key, value) in enumerate(records):
-            of_record = list(headers[index]) if headers else []
-            while (
-                batch.append(timestamp=timestamp_ms, key=key, value=value, headers=of_record)
-                is None
-            ):
+        append = batch.append
+        with_headers = map(list, headers) if headers else repeat([])
+        for (key, value), of_record in zip(records, with_headers, strict=False):
+            while append(timestamp=timestamp_ms, key=key, value=value, headers=of_record) is None:
                 deliveries.append(await self._send_batch(batch, topic, partition))
                 batch = producer.create_batch()
+                append = batch.append
         if batch.record_count():
             deliveries.append(await self._send_batch(batch, topic, partition))
         return deliveries
@@ -93,8 +93,11 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
         limit: int = self.max_request_size
         if headers is not None and len(headers) != len(records):
             raise ValueError(f"{len(records)} records need as many headers, got {len(headers)}")
-        for index, (key, value) in enumerate(records):
-            size = record_bytes(key, value, headers[index] if headers else ())
+        largest = max((len(key or b"") + len(value or b"") for key, value in records), default=0)
+        if headers is None and largest <= limit - record_bytes(None, None):
+            return
+        for (key, value), of_record in zip(records, headers or repeat(()), strict=False):
+            size = record_bytes(key, value, of_record)
             if size > limit:
                 raise RecordTooLargeError(
                     f"a record for {topic!r} may have {limit:,} bytes, got {size:,} "

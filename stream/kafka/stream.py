@@ -7,7 +7,9 @@ lost. Here a batch is acked in one place only, after the body has run to its end
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
+from typing import Protocol
 
 from faust.streams import Stream
 from mode.utils.queues import ThrowableQueue
@@ -25,6 +27,19 @@ class ConcurrentAgentError(DriftlineError):
     """Acks of a batch topic would come out of order."""
 
 
+class UnderWay(Protocol):
+    """Lists that a body has taken and not yet done, when it asks for the next one."""
+
+    @property
+    def under_way(self) -> int:
+        """How many of the newest."""
+        ...
+
+    async def finish(self) -> None:
+        """Do them to their end."""
+        ...
+
+
 class BatchStream(Stream):  # type: ignore[misc]
     """Faust's stream, plus `record_batches`."""
 
@@ -33,6 +48,7 @@ class BatchStream(Stream):  # type: ignore[misc]
         max_records: int,
         within_s: float,
         idle_s: Callable[[], float | None] = lambda: None,
+        work: UnderWay | None = None,
     ) -> AsyncIterator[list[RecordBatch]]:
         """Yield slices of the assigned partitions, about `max_records` records together.
 
@@ -41,8 +57,10 @@ class BatchStream(Stream):  # type: ignore[misc]
         only where nothing is there to be read and `idle_s` says that other work may be done (in so
         many seconds; None: there is none): it is under the same protection as a batch.
 
-        Guaranteed: a list is acked when the body asks for the next one, never before. If the body
-        raises, it is not acked, and the worker ends; after its restart the list is read again.
+        Guaranteed: a list is acked when the body asks for the next one and `work` does not count it
+        as under way, never before. As long as one is, nothing is waited for: where there is no next
+        list at once, `work` is finished first. If the body or `work` raises, lists that are not
+        acked stay so, and the worker ends; after its restart they are read again.
         Slices fetched before a rebalance are dropped: their partition's owner reads them again.
         """
         if self.concurrency_index is not None:
@@ -50,18 +68,21 @@ class BatchStream(Stream):  # type: ignore[misc]
         self._finalized = True
         is_started_here = await self.maybe_start()
         consumer: BatchConsumer = self.app.consumer
+        yielded: deque[list[RecordBatch]] = deque()
         try:
             while not self.should_stop:
+                if work is not None and yielded and not self._has_more():
+                    await work.finish()
+                    self._ack(yielded, 0)
                 gathered = await self._gather(max_records, within_s, self._patience_s(idle_s))
                 batches = self._of_this_generation(gathered)
                 is_idle = not gathered and idle_s() == 0
                 if not (batches or is_idle) or not self.app.flow_control.is_active():
                     continue
-                consumer.work_started(batches)
+                yielded.append(batches)
+                consumer.work_started([batch for each in yielded for batch in each])
                 yield batches
-                for batch in self._of_this_generation(batches):
-                    consumer.ack_offsets(batch.tp, batch.first_offset, batch.last_offset)
-                consumer.work_ended()
+                self._ack(yielded, 0 if work is None else work.under_way)
         except StopAsyncIteration:  # how Faust wakes a stream that waits when its agent stops
             return
         finally:
@@ -70,6 +91,20 @@ class BatchStream(Stream):  # type: ignore[misc]
             if is_started_here:
                 await self.stop()
                 self.service_reset()
+
+    def _has_more(self) -> bool:
+        """Whether another list can be had without waiting for it."""
+        queue: ThrowableQueue = self.channel.queue
+        return queue.qsize() > 0 and bool(self.app.flow_control.is_active())
+
+    def _ack(self, yielded: deque[list[RecordBatch]], under_way: int) -> None:
+        """Ack the lists that are done: all but the newest `under_way`."""
+        consumer: BatchConsumer = self.app.consumer
+        while len(yielded) > under_way:
+            for batch in self._of_this_generation(yielded.popleft()):
+                consumer.ack_offsets(batch.tp, batch.first_offset, batch.last_offset)
+        if not yielded:
+            consumer.work_ended()
 
     def _patience_s(self, idle_s: Callable[[], float | None]) -> float:
         """How long to wait for events before looking for other work."""

@@ -5,6 +5,7 @@ Each mutant changes production code while it is in force, and nothing of the sim
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import OFFSET_KEY, SOURCE_KEY, RowTable
-from stream.outbox import Outbox
+from stream.outbox import Outbox, Sent
+from stream.refresh_control import RefreshControl
 from stream.simulate.store import SimulatedStore
-from stream.topics import state_changelog
+from stream.storing import BatchEnd, Storing
 
 #: Owner, name, and what stands in its place.
 Patch = tuple[Any, str, Any]
@@ -55,45 +57,52 @@ def _send_without_waiting(of_results: bool) -> Callable[[], list[Patch]]:
     """Results (or changelog rows) are handed over, and taken for acknowledged."""
 
     def patches() -> list[Patch]:
-        right = Outbox.send
+        right = Outbox.hand_over
 
-        async def send(self: Outbox, send_records: Any, now_ms: int) -> Any:
-            is_changelog = any(topic.endswith("-changelog") for topic, _ in self.records)
+        async def hand_over(self: Outbox, send_records: Any, now_ms: int) -> Sent:
+            sent = await right(self, send_records, now_ms)
+            is_changelog = any(topic.endswith("-changelog") for topic in self.topics())
             if is_changelog == of_results:
-                return await right(self, send_records, now_ms)
-            sent = {}
-            for (topic, partition), records in self.records.items():
-                headers = self.headers[topic, partition]
-                await send_records(
-                    topic,
-                    partition,
-                    records,
-                    timestamp_ms=now_ms,
-                    headers=headers if any(headers) else None,
-                )
-                sent[topic, partition] = (1 << 40, (1 << 40) + len(records) - 1)
-            return sent
+                return sent
+            taken: dict[tuple[str, int], list[asyncio.Future[tuple[int, int]]]] = {}
+            for where, records in self.records.items():
+                taken[where] = [asyncio.get_running_loop().create_future()]
+                taken[where][0].set_result((1 << 40, len(records)))
+            return Sent(dict(taken))
 
-        return [(Outbox, "send", send)]
+        return [(Outbox, "hand_over", hand_over)]
 
     return patches
 
 
 def _store_before_changelog() -> list[Patch]:
-    async def _store(self: BatchProcessor, changes: Any, now_ms: int) -> None:
-        topic = state_changelog(self._settings)
-        outbox = Outbox()
-        self._on_step("write")
-        for partition, rows in changes.items():
+    right = Storing._send_rows
+
+    async def _send_rows(self: Storing, end: BatchEnd) -> Sent:
+        self._steps.reached("write")
+        for partition, rows in end.changes.items():
             position = self._rows.data.persisted_offset(partition)  # type: ignore[attr-defined]
             self._rows.write(partition, rows, max(position, 0))
-            outbox.records[topic, partition] = list(rows)
-        self._on_step("changelog")
-        sent = await outbox.send(self._send_records, now_ms)
-        for partition in changes:
-            self._rows.write(partition, [], sent[topic, partition][1])
+        return await right(self, end)
 
-    return [(BatchProcessor, "_store", _store)]
+    return [(Storing, "_send_rows", _send_rows)]
+
+
+def _only_what_is_on_disk() -> list[Patch]:
+    def get_many(self: Storing, partition: int, keys: list[bytes]) -> list[bytes | None]:
+        return self._rows.get_many(partition, keys)
+
+    return [(Storing, "get_many", get_many)]
+
+
+def _lists_overtake() -> list[Patch]:
+    async def _send_and_write(self: BatchProcessor, end: BatchEnd) -> None:
+        await self._storing.begin(end)
+
+    return [
+        (BatchProcessor, "_send_and_write", _send_and_write),
+        (RefreshControl, "may_list", lambda self, batch: False),
+    ]
 
 
 def _ack_first() -> list[Patch]:
@@ -224,6 +233,16 @@ MUTANTS: tuple[Mutant, ...] = (
         _send_without_waiting(of_results=False),
     ),
     Mutant("disk-first", "steps 5 and 6 swapped: disk before changelog", _store_before_changelog),
+    Mutant(
+        "rows-under-way",
+        "step 2 while a batch is under way: its rows are read as they were before it",
+        _only_what_is_on_disk,
+    ),
+    Mutant(
+        "lists-overtake",
+        "step 5: lists go out before the rows of the batch in front are stored",
+        _lists_overtake,
+    ),
     Mutant(
         "disk-not-atomic",
         "step 6 in two writes: the positions before the rows",

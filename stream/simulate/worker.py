@@ -218,10 +218,13 @@ class SimulatedWorker:
         settings = self._around.settings
         stream = SimulatedStream(self._app)
         batches = stream.record_batches(
-            settings.batch_records, settings.batch_wait_ms / 1000, self._refreshes.idle_s
+            settings.batch_records,
+            settings.batch_wait_ms / 1000,
+            self._refreshes.idle_s,
+            self._processor,
         )
         async for slices in batches:
-            await self._processor.process(slices)
+            await self._processor.take(slices)
 
     async def _fetch(self) -> None:
         while True:

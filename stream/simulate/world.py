@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from export.event_types import EventRole
 from stream import agents
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import source_fingerprint
@@ -74,8 +75,11 @@ class Plan:
     faults: list[tuple[float, str, str | None]]
 
 
-def plan_of(rng: random.Random) -> Plan:
-    """Draw the circumstances: how large batches are, how bad the network is, what happens when."""
+def plan_of(rng: random.Random, clicks_list: bool) -> Plan:
+    """Draw the circumstances: how large batches are, how bad the network is, what happens when.
+
+    Where clicks make no list due, batches of clicks go on while those before them are under way.
+    """
     duration_s = rng.uniform(10, 30)
     settings = Settings(
         partitions=PARTITIONS,
@@ -91,6 +95,7 @@ def plan_of(rng: random.Random) -> Plan:
         max_lateness_ms=4000,
         list_length=3,
         refresh_debounce_ms=rng.choice([0, 0, 500]),
+        event_types={} if clicks_list else {"click": EventRole("positive", refreshes=False)},
     )
     weather = Weather(
         rng.choice([0.002, 0.02, 0.1]), rng.choice([0.0, 0.02]), rng.choice([0.0, 0.02])
@@ -119,7 +124,7 @@ class World:
     def __init__(self, seed: int, guards: Guards, has_long_cuts: bool) -> None:
         self.rng = random.Random(seed)
         self._cuts_s = CUTS_S + LONG_CUTS_S if has_long_cuts else CUTS_S
-        self.plan = plan_of(self.rng)
+        self.plan = plan_of(self.rng, clicks_list=random.Random(~seed).random() < 0.6)
         settings = self.plan.settings
         self.loop = VirtualLoop(lambda: self.rng.expovariate(1 / 0.01))
         shared = dict.fromkeys(("user-events", "recommendations", "decisions"), PARTITIONS)
@@ -253,8 +258,13 @@ class World:
                 break
 
     def _lose_tail(self) -> None:
-        """The machines of all workers are gone, and with them the newest changelog rows."""
+        """The machines of all workers are gone, and with them the newest changelog rows.
+
+        What was on its way to the broker that lost them is lost as well: a row that came after
+        them would stand for what is not there.
+        """
         for worker in self.workers.values():
+            worker.link.cut()
             worker.die("lose-tail")
         for disk in self.disks:
             disk.wipe()
@@ -324,10 +334,16 @@ class World:
         return json.dumps(body).encode()
 
     def _send_round(self) -> None:
-        """A click of every user: each has a row that must come out of the changelog."""
+        """A click of every user: each has a row that must come out of the changelog.
+
+        Where that makes no list due, a visit as well: of an earlier one, before there was much to
+        list, nothing else tells whether there had to be one.
+        """
         for number in range(USERS):
             user = f"user-{number}"
             self._append(user, self._event(user, 100_000 + number, "click"))
+            if self.plan.settings.event_types:
+                self._append(user, self._event(user, 200_000 + number, "visit"))
 
     def _append(
         self, user: str, value: bytes, key: str | None = None, elsewhere: bool = False

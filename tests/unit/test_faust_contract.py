@@ -13,6 +13,7 @@ import aiokafka
 import faust
 import pytest
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faust.app.base import App
@@ -56,6 +57,13 @@ def test_the_versions_are_those_the_layer_was_written_for():
         (driver.AIOKafkaConsumerThread, "_ensure_consumer", ["self"]),
         (faust_consumer, "ensure_TP", ["tp"]),
         (AIOKafkaClient, "_wait_on_metadata", ["self", "topic"]),
+        # plain records
+        (Fetcher, "_proc_fetch_request", ["self", "assignment", "node_id", "request"]),
+        (FetchResult, "getall", ["self", "max_records"]),
+        (FetchResult, "check_assignment", ["self", "tp"]),
+        (FetchResult, "has_more", ["self"]),
+        (FetchResult, "_update_position", ["self"]),
+        (PartitionRecords, "_consumer_record", ["self", "tp", "record"]),
         # producer
         (driver.Producer, "_ensure_producer", ["self"]),
         (aiokafka.AIOKafkaProducer, "create_batch", ["self"]),
@@ -101,6 +109,11 @@ def test_a_method_has_the_parameters_the_layer_relies_on(owner, name, parameters
         (App._on_agent_error, "on_task_error"),
         (App._on_partitions_revoked, "_consumer_wait_empty"),
         (Conductor._update_tp_index, "tp_index"),
+        (PartitionRecords._unpack_records, "self._consumer_record(tp, record)"),
+        (PartitionRecords.__next__, "next(self._records_iterator)"),
+        (Fetcher.fetched_records, "type(res_or_error) is FetchResult"),
+        (Fetcher.fetched_records, "res_or_error.getall(max_records)"),
+        (Fetcher._proc_fetch_request, "self._records[tp] = FetchResult("),
     ],
 )
 def test_a_method_still_goes_through_what_the_layer_overrides(owner, word):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
 from export.items import item_hash
 from export.statistics import (
     CHAIN_DEPTH,
+    COUNTED_AT_ONCE,
     DAY_MS,
     POPULARITY_EPOCHS,
     DecayedCounts,
@@ -47,6 +49,39 @@ def test_any_interleaving_and_any_batching_gives_the_same_bits(data):
     in_parts = statistics_of(batches, order)
 
     assert bits(in_parts) == bits(at_once)
+
+
+@given(st.data())
+def test_reading_in_between_sees_all_that_was_applied_and_changes_no_bit(data):
+    batches = data.draw(cut_up(data.draw(counted_events())))
+    read_before = ItemStatistics(index_of(ITEMS), SETTINGS)
+    for at, batch in enumerate(batches):
+        read_before.apply(*deltas_of(batch, read_before.index))
+        chains = [read_before.chain([row])[1].tobytes() for row in range(len(ITEMS))]
+
+        anew = statistics_of(batches[: at + 1])
+        anew.popularity()
+        assert chains == [anew.chain([row])[1].tobytes() for row in range(len(ITEMS))]
+        assert bits(read_before) == bits(statistics_of(batches[: at + 1]))
+
+
+def test_what_nobody_reads_is_counted_all_the_same_when_thousands_wait(monkeypatch):
+    counted: list[int] = []
+    add = Transitions.add
+    monkeypatch.setattr(
+        Transitions,
+        "add",
+        lambda self, items, *rest: counted.append(len(items)) or add(self, items, *rest),
+    )
+    events = [Counted(0, at, ITEMS[at % 12], (ITEMS[at % 7],), START_MS, 16) for at in range(1000)]
+    statistics = ItemStatistics(index_of(ITEMS), SETTINGS)
+
+    for again in range(3 * COUNTED_AT_ONCE // 1000):
+        moved = [replace(event, offset=1000 * again + event.offset) for event in events]
+        statistics.apply(*deltas_of(moved, statistics.index))
+
+    assert 0 < statistics.events - sum(counted) < COUNTED_AT_ONCE
+    assert max(counted) < COUNTED_AT_ONCE + 1000
 
 
 @given(st.data())

@@ -1,0 +1,50 @@
+"""Hands over aiokafka's own records of some topics, without making a `ConsumerRecord` of each.
+
+A record as it was parsed has all that is read here: key, value, offset, timestamp and headers. To
+copy it into a ConsumerRecord costs twice as much as to parse it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from aiokafka.consumer.fetcher import FetchResult
+
+
+def hand_over_plain(consumer: Any, is_plain: Callable[[str], bool]) -> None:
+    """Let a started AIOKafkaConsumer return plain records of the topics for which this holds.
+
+    What it checks of batches, transactions and positions stays as it is.
+    """
+    fetcher = consumer._fetcher
+    fetch = fetcher._proc_fetch_request
+
+    async def fetch_plain(assignment: Any, node_id: int, request: Any) -> bool:
+        has_data: bool = await fetch(assignment, node_id, request)
+        if has_data:  # there is no await between the fetch and this: nobody has taken of it yet
+            for tp, found in fetcher._records.items():
+                if type(found) is FetchResult and is_plain(tp.topic):
+                    _make_plain(found)
+        return has_data
+
+    fetcher._proc_fetch_request = fetch_plain
+
+
+def _make_plain(found: Any) -> None:
+    records = found._partition_records
+    if records is None or "_consumer_record" in vars(records):
+        return
+    records._consumer_record = lambda tp, record: record
+
+    def getall(max_records: int | None = None) -> list[Any]:
+        if not found.check_assignment(found._topic_partition) or not found.has_more():
+            return []
+        taken = list(islice(records._records_iterator, max_records))
+        found._update_position()
+        if max_records is None or len(taken) < max_records:
+            found._partition_records = None
+        return taken
+
+    found.getall = getall
