@@ -63,13 +63,12 @@ def _send_without_waiting(of_results: bool) -> Callable[[], list[Patch]]:
                 return await right(self, send_records, now_ms)
             sent = {}
             for (topic, partition), records in self.records.items():
-                headers = self.headers[topic, partition]
                 await send_records(
                     topic,
                     partition,
                     records,
                     timestamp_ms=now_ms,
-                    headers=headers if any(headers) else None,
+                    headers=self.headers_of(topic, partition),
                 )
                 sent[topic, partition] = (1 << 40, (1 << 40) + len(records) - 1)
             return sent
