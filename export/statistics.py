@@ -217,7 +217,7 @@ class ItemStatistics:
         for distance, row in enumerate(newest_first, start=1):
             if distance > CHAIN_DEPTH:
                 break
-            to, share = self._strongest(row)
+            to, share = self.strongest(row)
             rows.append(to)
             shares.append(share / np.float32(distance))
         if not rows:
@@ -226,12 +226,8 @@ class ItemStatistics:
         totals = weights.sum(axis=1, keepdims=True)
         return np.concatenate(rows), weights / np.maximum(totals, np.float32(1e-30))
 
-    def links_read(self, row: int) -> int:
-        """How many entries of a chain come from this item."""
-        return len(self._strongest(row)[0])
-
-    def _strongest(self, row: int) -> tuple[Rows, NDArray[np.float32]]:
-        """The strongest neighbours of an item, in the order of their hashes.
+    def strongest(self, row: int) -> tuple[Rows, NDArray[np.float32]]:
+        """The strongest neighbours of an item, in the order of their hashes; not to be changed.
 
         Neither which of equals are cut nor a rounded sum depends on the order of arrival.
         """

@@ -81,6 +81,7 @@ def _options(*groups: list[Any]) -> Callable[[Command], Command]:
 @click.option("--from", "begins", help="First offsets of user-events by partition: 0:100,1:90.")
 @click.option("--to", "ends", help="Offsets before which to stop, likewise; default: the end.")
 @click.option("--epochs", type=click.IntRange(1), help="Passes; default 5.")
+@click.option("--width", type=click.IntRange(2), help="Of the vectors, an even number; default 32.")
 def train(begins: str | None, ends: str | None, **options: Any) -> None:
     """Train a model from nothing on a data set or on a log, and write it as a release.
 
@@ -189,7 +190,7 @@ def _needed_format(options: dict[str, Any]) -> str:
 def _pipeline(options: dict[str, Any]) -> Any:
     from models.pipeline import PipelineSettings, quick
 
-    settings = PipelineSettings(seed=options["seed"])
+    settings = PipelineSettings(seed=options["seed"], width=options.get("width") or 32)
     return quick(settings, options["epochs"]) if options.get("epochs") else settings
 
 

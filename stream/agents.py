@@ -20,44 +20,23 @@ and folded, or in the rows, and then all of its results have been sent, or its l
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 from kafka.partitioner import murmur2
 
 from stream import metrics
-from stream.control import hidden_rows
 from stream.events import encode
 from stream.guards import Guards
-from stream.interests import user_interests
-from stream.lists import (
-    Refresh,
-    RefreshContext,
-    cloud_event_headers,
-    list_key,
-    list_policy,
-    messages,
-    state_digest,
-)
+from stream.lists import RefreshContext, list_key
 from stream.live import LiveParts
 from stream.outbox import Outbox, SendRecords
-from stream.ranker import RankedLists, Ranker
-from stream.reasons import reasons_of
+from stream.ranker import Ranker
+from stream.ranking import Ranking
 from stream.refresh_control import RefreshControl
 from stream.releases import ReleaseSwap
-from stream.requests import (
-    NO_TENSORS,
-    ChainOrigins,
-    RankRequests,
-    build_requests,
-    chain_origins,
-)
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder, Slice, TouchedUser
 from stream.statistics import encode_deltas
@@ -110,9 +89,8 @@ class BatchProcessor:
         )
         self._guards = guards or Guards()
         self._on_step = on_step
-        self._policy = list_policy(settings)
+        self._ranking = Ranking(settings, live, refreshes.is_worth_sending)
         self._ranks_with: Ranker | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rank")
 
     async def process(self, slices: Sequence[Slice]) -> None:
         """Take a batch through steps 1 to 6; the caller acks it when this returns (7).
@@ -154,14 +132,14 @@ class BatchProcessor:
         # before the lists: those of this batch are of what came after
         self._take_away("recommendations", batch.no_list, outbox)
         self._take_away("interests", batch.no_interests, outbox)
-        refreshes, context = await self._rank(batch, outbox)  # 4.
+        reasons, context = await self._rank(batch, outbox)  # 4.
         ranked = time.perf_counter()
         self._add_results(batch, context, outbox)
 
         def written() -> None:
             self._on_step("ack")
             times = begun, folded, ranked, time.perf_counter()
-            self._count(batch, refreshes, times)
+            self._count(batch, reasons, times)
 
         await self._send_and_write(  # 5. 6.
             BatchEnd(outbox, self._changed_rows(batch), context.generated_at_ms, written)
@@ -185,81 +163,18 @@ class BatchProcessor:
 
     async def _rank(
         self, batch: FoldedBatch, outbox: Outbox
-    ) -> tuple[list[Refresh], RefreshContext]:
-        """Step 4: the lists of all due users, in micro-batches, in a thread.
-
-        While the thread ranks one micro-batch, the messages of the one before are made here.
-        """
+    ) -> tuple[Counter[str], RefreshContext]:
+        """Step 4: the lists of all due users, and how many of them came of what."""
         due = [user for user in batch.users.values() if user.is_due]
         for user in due:
             user.is_changed |= user.row.is_postponed
             user.row.is_postponed = False
-        live = self._live
-        tensors = live.ranking_tensors() if due else NO_TENSORS
-        context = RefreshContext(
-            live.ranker,
-            tensors,
-            dict(live.catalogue_positions),
-            self._policy,
-            int(time.time() * 1000),
-            live.index.ids,
-            live.catalogue.columns(),
-        )
-        if not len(tensors.known):
-            due = []
-        size = self._settings.max_rank_batch
-        micro_batches = [due[start : start + size] for start in range(0, len(due), size)]
-        # all before the first wait: statistics and ranker move on while a thread ranks
-        requests = [self._requests(users, context) for users in micro_batches]
-        origins = [chain_origins(request, live.statistics.statistics) for request in requests]
-        ranked = [self._ranked(request, context) for request in requests]
-        refreshes: list[Refresh] = []
-        for users, request, origin, lists in zip(
-            micro_batches, requests, origins, ranked, strict=True
-        ):
-            ordered = (await lists).ordered(live.index.hashes, self._settings.list_length)
-            made = refreshes_of(users, request, origin, ordered, context)
-            if len(made) < len(users):
-                self._take_away_empty(users, made, outbox)
-            for refresh in made:
-                if self._refreshes.is_worth_sending(refresh.user, live.index.hashes[refresh.rows]):
-                    self._add_refresh(refresh, context, outbox)
-                    refreshes.append(refresh)
-        return refreshes, context
-
-    def _requests(self, users: list[TouchedUser], context: RefreshContext) -> RankRequests:
-        return build_requests(
-            [(user.row, user.request_ms) for user in users],
-            self._live.index,
-            self._live.statistics.statistics,
-            context.ranker.event_types,
-            len(context.live.known),
-            self._settings.seen_items == "filter",
-            hidden_rows(self._live.index, self._live.catalogue),
-        )
-
-    def _ranked(
-        self, requests: RankRequests, context: RefreshContext
-    ) -> asyncio.Future[RankedLists]:
-        """The lists of a micro-batch, which the thread ranks after those it was given before."""
-        rank = functools.partial(
-            context.ranker.rank, requests, context.live, self._settings.list_length
-        )
-        return asyncio.get_running_loop().run_in_executor(self._thread, rank)
+        return await self._ranking.add_lists(due, int(time.time() * 1000), outbox)
 
     def _take_away(self, topic: str, users: Iterable[TouchedUser], outbox: Outbox) -> None:
         """Say that there is nothing of these users on a topic any more."""
         for user in users:
             outbox.add(self._settings.topic(topic), user.partition, list_key(user), None)
-
-    def _take_away_empty(
-        self, users: list[TouchedUser], made: list[Refresh], outbox: Outbox
-    ) -> None:
-        """A list of which nothing is left by its user's filters must not stay as it was."""
-        metrics.EMPTY_LISTS.inc(len(users) - len(made))
-        listed = {refresh.user.key for refresh in made}
-        empty = [user for user in users if user.row.filters and user.key not in listed]
-        self._take_away("recommendations", empty, outbox)
 
     def _add_results(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
         """Put in what a batch sends besides lists and changelog rows."""
@@ -278,28 +193,6 @@ class BatchProcessor:
             partition = (murmur2(misrouted.key) & 0x7FFFFFFF) % settings.partitions
             outbox.add(settings.topic("user-events"), partition, misrouted.key, misrouted.value)
 
-    def _add_refresh(self, refresh: Refresh, context: RefreshContext, outbox: Outbox) -> None:
-        """Put in a list with what goes with it, and enter it into its user's row."""
-        settings, user = self._settings, refresh.user
-        recommendation, decision = messages(refresh, context, settings)
-        key = list_key(user)
-        outbox.add(
-            settings.topic("recommendations"),
-            user.partition,
-            key,
-            encode(recommendation),
-            cloud_event_headers(recommendation) if settings.cloud_events else None,
-        )
-        if decision is not None:
-            outbox.add(settings.topic("decisions"), user.partition, key, encode(decision))
-        row = user.row
-        row.seq = refresh.seq
-        row.list_ms = user.request_ms
-        rec_id = bytes.fromhex(recommendation.rec_id)[:8]
-        row.served_list(rec_id, self._live.index.hashes[refresh.rows])
-        user.is_changed = True
-        self._add_interests(refresh, [i.item_id for i in recommendation.items], key, outbox)
-
     def _add_swap(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
         """Put down from which offsets on this worker ranks with another release than before."""
         ranker = context.ranker
@@ -313,21 +206,6 @@ class BatchProcessor:
         )
         topic = self._settings.topic("release-log")
         outbox.add(topic, 0, ranker.name.encode(), encode(swap))
-
-    def _add_interests(
-        self, refresh: Refresh, listed: list[str], key: bytes, outbox: Outbox
-    ) -> None:
-        user, index = refresh.user, self._live.index
-        rows = index.rows_of_hashes(user.row.history()["item"])
-        history = [index.ids[row] for row in rows.tolist() if row >= 0]
-        interests = user_interests(history, listed, refresh.scores.tolist(), self._live.catalogue)
-        if (not interests.now and not interests.next) or (
-            interests.digest() == user.row.interests_digest
-        ):
-            return
-        user.row.interests_digest = interests.digest()
-        message = encode(interests.message(user, refresh.seq))
-        outbox.add(self._settings.topic("interests"), user.partition, key, message)
 
     def _changed_rows(self, batch: FoldedBatch) -> dict[int, list[tuple[bytes, bytes | None]]]:
         """Partition -> rows to write, the last one tells how far the source is applied."""
@@ -356,7 +234,7 @@ class BatchProcessor:
     def _count(
         self,
         batch: FoldedBatch,
-        refreshes: list[Refresh],
+        reasons: Counter[str],
         times: tuple[float, float, float, float],
     ) -> None:
         metrics.BATCHES.inc()
@@ -366,36 +244,9 @@ class BatchProcessor:
             metrics.DEAD_LETTERS.labels("user-events").inc(len(batch.dead_letters))
         if batch.misrouted:
             metrics.MISROUTED.inc(len(batch.misrouted))
-        for reason, count in Counter(refresh.user.reason for refresh in refreshes).items():
+        for reason, count in reasons.items():
             metrics.LISTS.labels(reason).inc(count)
         for step, begun, ended in zip(
             ("fold", "rank", "send_and_write"), times, times[1:], strict=False
         ):
             metrics.BATCH_SECONDS.labels(step).observe(ended - begun)
-
-
-def refreshes_of(
-    users: Sequence[TouchedUser],
-    requests: RankRequests,
-    origins: ChainOrigins,
-    lists: RankedLists,
-    context: RefreshContext,
-) -> list[Refresh]:
-    """The lists of users, less the places that hold nothing; none for whom nothing is left."""
-    requests_ms = [user.request_ms for user in users]
-    reasons = reasons_of(requests, origins, lists, requests_ms, context.item_ids, context.catalogue)
-    sources = lists.parts.argmax(axis=0)  # [B, k]
-    lengths = np.count_nonzero(lists.scores > 0, axis=1).tolist()
-    return [
-        Refresh(
-            user,
-            lists.rows[place, :length],
-            lists.scores[place, :length],
-            sources[place, :length],
-            user.row.seq + 1,
-            state_digest(user),
-            reasons.of(place, length),
-        )
-        for place, (user, length) in enumerate(zip(users, lengths, strict=True))
-        if length
-    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +20,8 @@ from stream.events import Item, decode_item
 MAX_ITEM_BYTES = 262_144
 #: Stands for no publish time; differences to it do not overflow.
 _LONG_AGO_MS = -(2**62)
+#: Stands where an item has fewer categories than another.
+NO_CATEGORY = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +37,30 @@ class CatalogueItem:
 
 @dataclass(frozen=True, slots=True)
 class CatalogueColumns:
-    """What the catalogue knew at one moment, by the rows of the item index; never changes."""
+    """What the catalogue knew at one moment, by the rows of the item index; never changes.
 
-    categories: Sequence[tuple[str, ...]]
-    published_ms: NDArray[np.int64]
+    Categories are numbered in the order in which they were met; `labels` only gets longer.
+    """
 
-    def categories_of(self, row: int) -> tuple[str, ...]:
-        """The categories of a row; none where the catalogue did not hold it."""
-        return self.categories[row] if row < len(self.categories) else ()
+    category_numbers: NDArray[np.int32]  # [n, W] NO_CATEGORY where padded
+    published_ms: NDArray[np.int64]  # [n]
+    labels: Sequence[str]
+
+    def categories_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
+        """[..., W] numbers of the categories of rows of any shape, padded with NO_CATEGORY; none
+        where the catalogue did not hold the item."""
+        known = rows < len(self.category_numbers)
+        if known.all():
+            return self.category_numbers[rows]
+        found = self.category_numbers[np.where(known, rows, 0)]
+        found[~known] = NO_CATEGORY
+        return found
 
     def published_at(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The `publish_time` of rows of any shape, in ms; far back where it was not given."""
-        if not len(self.published_ms):
-            return np.full(rows.shape, _LONG_AGO_MS)
         known = rows < len(self.published_ms)
+        if known.all():
+            return self.published_ms[rows]
         return np.where(known, self.published_ms[np.where(known, rows, 0)], _LONG_AGO_MS)
 
 
@@ -66,8 +79,10 @@ class Catalogue:
         self._index = index
         self._hidden: set[int] = set()
         self._rows_in: dict[bytes, set[int]] = {}  # group -> rows of its items
-        self._categories: list[tuple[str, ...]] = []
-        self._published_ms = np.zeros(0, dtype=np.int64)
+        self.labels: list[str] = []
+        self._number_of: dict[str, int] = {}
+        self._categories = np.full((1, 1), NO_CATEGORY, dtype=np.int32)
+        self._published_ms = np.full(1, _LONG_AGO_MS)
         self._is_handed_out = False  # the two above: they are copied before they change
 
     def take(self, key: bytes | None, value: bytes | None) -> str | None:
@@ -104,7 +119,7 @@ class Catalogue:
     def columns(self) -> CatalogueColumns:
         """What stands here now; later changes do not reach it."""
         self._is_handed_out = True
-        return CatalogueColumns(self._categories, self._published_ms)
+        return CatalogueColumns(self._categories, self._published_ms, self.labels)
 
     def changed_since(self, changes: int) -> list[int]:
         """Rows whose attributes changed after the count of changes was this."""
@@ -145,15 +160,21 @@ class Catalogue:
             self._categories = self._categories.copy()
             self._published_ms = self._published_ms.copy()
             self._is_handed_out = False
-        missing = row + 1 - len(self._categories)
-        if missing > 0:
-            self._categories += [()] * missing
-        missing = row + 1 - len(self._published_ms)
-        if missing > 0:
-            grown = np.full(max(missing, len(self._published_ms)), _LONG_AGO_MS)
-            self._published_ms = np.concatenate([self._published_ms, grown])
-        self._categories[row] = categories
+        rows, width = self._categories.shape
+        if row >= rows or len(categories) > width:
+            grown = max(rows, 2 * row) + 1 if row >= rows else rows, max(width, len(categories))
+            self._categories = _padded(self._categories, grown, NO_CATEGORY)
+            self._published_ms = _padded(self._published_ms, grown[:1], _LONG_AGO_MS)
+        self._categories[row] = NO_CATEGORY
+        self._categories[row, : len(categories)] = [self._number(name) for name in categories]
         self._published_ms[row] = published_ms
+
+    def _number(self, category: str) -> int:
+        """The number of a category, a new one where it has none yet."""
+        number = self._number_of.setdefault(category, len(self.labels))
+        if number == len(self.labels):
+            self.labels.append(category)
+        return number
 
     def _set_groups(self, row: int, before: tuple[bytes, ...], now: tuple[bytes, ...]) -> None:
         if before == now:
@@ -173,6 +194,13 @@ class Catalogue:
     def _note_change(self, row: int) -> None:
         self.changes += 1
         self._changed_at[row] = self.changes
+
+
+def _padded(array: NDArray[Any], shape: tuple[int, ...], filling: int) -> NDArray[Any]:
+    """An array in the corner of a larger one."""
+    larger = np.full(shape, filling, dtype=array.dtype)
+    larger[tuple(map(slice, array.shape))] = array
+    return larger
 
 
 def _entry(item: Item) -> CatalogueItem:

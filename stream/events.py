@@ -237,12 +237,15 @@ class Trending(Struct, frozen=True):
     tenant: Tenant = DEFAULT_TENANT
 
 
+Trend = Literal["new", "rising", "steady", "falling"]
+
+
 class InterestNow(Struct, frozen=True):
     """A category's decayed part of a history."""
 
     label: str
     weight: Share
-    trend: Literal["new", "rising", "steady", "falling"]
+    trend: Trend
 
 
 class InterestNext(Struct, frozen=True):

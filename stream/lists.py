@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
 
-import numpy as np
-from msgspec import UNSET
-from numpy.typing import NDArray
+from msgspec import UNSET, Raw
 
-from export.items import Rows
 from stream.catalogue import CatalogueColumns
 from stream.events import (
     DEFAULT_SCENARIO,
@@ -22,12 +20,11 @@ from stream.events import (
     Policy,
     Positions,
     RankedItem,
-    Reason,
     Recommendation,
     ReleaseReference,
-    Source,
     StateReference,
     Trigger,
+    encode,
 )
 from stream.ranker import Ranker
 from stream.requests import LiveTensors
@@ -35,23 +32,25 @@ from stream.row_codec import CODEC_VERSION
 from stream.settings import Settings
 from stream.state import TouchedUser
 
-_SOURCES: tuple[Source, Source, Source] = ("trend", "chain", "sequence")
+#: Items of a list that its decision names as candidates.
+MAX_CANDIDATES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """One due list, before it is put into messages. Scores stand in descending order."""
+    """One due list, before it is put into messages.
+
+    `items` and `candidates` are the JSON of what recommendation and decision hold of it.
+    """
 
     user: TouchedUser
-    rows: Rows  # [k]
-    scores: NDArray[np.float32]  # [k]
-    sources: NDArray[np.int64]  # [k] which part gave most of the score
     seq: int
     state_digest: str
-    reasons: Sequence[Reason]  # [k]
+    items: bytes
+    candidates: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RefreshContext:
     """What the lists of one batch have in common."""
 
@@ -60,8 +59,36 @@ class RefreshContext:
     catalogue_positions: dict[int, int]
     policy: Policy
     generated_at_ms: int
-    item_ids: list[str]
     catalogue: CatalogueColumns
+
+    @cached_property
+    def release(self) -> ReleaseReference:
+        """What ranked, for consumers."""
+        return ReleaseReference(self.ranker.name, self.ranker.version)
+
+    @cached_property
+    def deciding_release(self) -> DecidingRelease:
+        """What ranked, for decisions."""
+        return DecidingRelease(self.ranker.name, self.ranker.version, self.ranker.sha256)
+
+    @cached_property
+    def positions(self) -> Positions:
+        """The positions of decisions, encoded: there are as many as partitions."""
+        found = Positions(
+            {str(p): offset for p, offset in sorted(self.live.positions.items())},
+            {str(p): offset for p, offset in sorted(self.catalogue_positions.items())},
+        )
+        return cast(Positions, Raw(encode(found)))
+
+    @cached_property
+    def identity(self) -> tuple[str, str]:
+        """What all `rec_id` of the batch are made of, before and after the state's digest."""
+        ranker, policy = self.ranker, self.policy
+        return (
+            f"{ranker.name!r}, {ranker.version!r}, {ranker.sha256!r}",
+            f"{sorted(self.live.positions.items())!r}, "
+            f"{sorted(self.catalogue_positions.items())!r}, {policy.version!r}, {policy.seed!r}",
+        )
 
 
 def list_policy(settings: Settings) -> Policy:
@@ -87,34 +114,26 @@ def state_digest(user: TouchedUser) -> str:
 def rec_id(refresh: Refresh, context: RefreshContext) -> str:
     """A hash over everything the list was computed from: equal ids mean equal items."""
     user = refresh.user
+    release, positions = context.identity
     parts = (
-        user.tenant,
-        user.is_known,
-        user.owner,
-        DEFAULT_SCENARIO,
-        refresh.seq,
-        context.ranker.name,
-        context.ranker.version,
-        context.ranker.sha256,
-        refresh.state_digest,
-        sorted(context.live.positions.items()),
-        sorted(context.catalogue_positions.items()),
-        context.policy.version,
-        context.policy.seed,
-        user.request_ms,
+        f"({user.tenant!r}, {user.is_known!r}, {user.owner!r}, {DEFAULT_SCENARIO!r}, "
+        f"{refresh.seq!r}, {release}, {refresh.state_digest!r}, {positions}, {user.request_ms!r})"
     )
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
 
 
 def messages(
     refresh: Refresh, context: RefreshContext, settings: Settings
 ) -> tuple[Recommendation, Decision | None]:
-    """The list as consumers read it, and its full record unless the settings leave it out."""
-    user, ranker = refresh.user, context.ranker
+    """The list as consumers read it, and its full record unless the settings leave it out.
+
+    For encoding: items, candidates and positions stand in them as JSON.
+    """
+    user = refresh.user
     identity = rec_id(refresh, context)
-    ids = [context.item_ids[row] for row in refresh.rows.tolist()]
-    scores = refresh.scores.tolist()
     trigger = _trigger(user)
+    user_id = user.owner if user.is_known else UNSET
+    anonymous_id = UNSET if user.is_known else user.owner
     recommendation = Recommendation(
         schema="driftline.recommendation/1",
         rec_id=identity,
@@ -124,20 +143,16 @@ def messages(
         generated_at=context.generated_at_ms,
         expires_at=user.request_ms + settings.list_lifetime_ms,
         trigger=trigger,
-        release=ReleaseReference(ranker.name, ranker.version),
-        items=[
-            RankedItem(item, score, _SOURCES[source], reason)
-            for item, score, source, reason in zip(
-                ids, scores, refresh.sources.tolist(), refresh.reasons, strict=True
-            )
-        ],
+        release=context.release,
+        items=cast(list[RankedItem], Raw(refresh.items)),
         request_time=user.request_ms,
-        fallback="none" if ranker.version else "trend",
-        user_id=user.owner if user.is_known else UNSET,
-        anonymous_id=UNSET if user.is_known else user.owner,
+        fallback="none" if context.ranker.version else "trend",
+        user_id=user_id,
+        anonymous_id=anonymous_id,
     )
     if not settings.decisions:
         return recommendation, None
+    row = user.row
     decision = Decision(
         schema="driftline.decision/1",
         rec_id=identity,
@@ -146,26 +161,21 @@ def messages(
         trigger=trigger,
         state=StateReference(
             refresh.state_digest,
-            len(user.row),
+            len(row),
             CODEC_VERSION,
-            user.row.newest_ms,
-            user.row.applied_offset,
-            user.row.events_total,
+            row.newest_ms,
+            row.applied_offset,
+            row.events_total,
         ),
-        release=DecidingRelease(ranker.name, ranker.version, ranker.sha256),
+        release=context.deciding_release,
         policy=context.policy,
-        positions=Positions(
-            {str(p): offset for p, offset in sorted(context.live.positions.items())},
-            {str(p): offset for p, offset in sorted(context.catalogue_positions.items())},
-        ),
-        candidates=[
-            Candidate(item, score, 1.0) for item, score in zip(ids[:100], scores, strict=False)
-        ],
+        positions=context.positions,
+        candidates=cast(list[Candidate], Raw(refresh.candidates)),
         scenario=DEFAULT_SCENARIO,
         generated_at=context.generated_at_ms,
         request_time=user.request_ms,
-        user_id=user.owner if user.is_known else UNSET,
-        anonymous_id=UNSET if user.is_known else user.owner,
+        user_id=user_id,
+        anonymous_id=anonymous_id,
     )
     return recommendation, decision
 

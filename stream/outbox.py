@@ -30,12 +30,14 @@ class SendRecords(Protocol):
 
 @dataclass(slots=True)
 class Outbox:
-    """Records to send, by topic and partition."""
+    """Records to send, by topic and partition; headers of those of which any has some."""
 
     records: dict[tuple[str, int], list[KeyValue]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    headers: dict[tuple[str, int], list[Headers]] = field(default_factory=lambda: defaultdict(list))
+    headers: dict[tuple[str, int], dict[int, Headers]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
 
     def add(
         self,
@@ -46,8 +48,17 @@ class Outbox:
         headers: Headers | None = None,
     ) -> None:
         """Put in a record; those of one partition keep their order."""
-        self.records[topic, partition].append((key, value))
-        self.headers[topic, partition].append(headers or [])
+        records = self.records[topic, partition]
+        if headers:
+            self.headers[topic, partition][len(records)] = headers
+        records.append((key, value))
+
+    def headers_of(self, topic: str, partition: int) -> list[Headers] | None:
+        """The headers of each record of a partition; None where no record has any."""
+        given = self.headers.get((topic, partition))
+        if not given:
+            return None
+        return [given.get(number, []) for number in range(len(self.records[topic, partition]))]
 
     def topics(self) -> set[str]:
         """The topics that something goes to."""
@@ -63,13 +74,12 @@ class Outbox:
         """Send everything; what is returned must be waited for."""
         deliveries: dict[tuple[str, int], Sequence[Delivery]] = {}
         for (topic, partition), records in self.records.items():
-            headers = self.headers[topic, partition]
             deliveries[topic, partition] = await send_records(
                 topic,
                 partition,
                 records,
                 timestamp_ms=now_ms,
-                headers=headers if any(headers) else None,
+                headers=self.headers_of(topic, partition),
             )
         return Sent(deliveries)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,13 +39,16 @@ class RankedLists:
 
     def ordered(self, hashes: NDArray[np.uint64], k: int) -> RankedLists:
         """Equal scores in the order of the items' hashes, cut to `k`."""
-        order = np.lexsort((hashes[self.rows], -self.scores), axis=1)[:, :k]
-        scores = np.take_along_axis(self.scores, order, axis=1)
-        return RankedLists(
-            np.take_along_axis(self.rows, order, axis=1),
-            np.maximum(scores, 0.0),
-            np.take_along_axis(self.parts, order[None], axis=2),
-        )
+        rows, scores, parts = self.rows, self.scores, self.parts
+        # a graph's lists stand in order, and hardly ever hold equal scores
+        others = np.flatnonzero(~(scores[:, :-1] > scores[:, 1:]).all(axis=1))
+        if len(others):
+            rows, scores, parts = rows.copy(), scores.copy(), parts.copy()
+            order = np.lexsort((hashes[rows[others]], -scores[others]), axis=1)
+            rows[others] = np.take_along_axis(rows[others], order, axis=1)
+            scores[others] = np.take_along_axis(scores[others], order, axis=1)
+            parts[:, others] = np.take_along_axis(parts[:, others], order[None], axis=2)
+        return RankedLists(rows[:, :k], np.maximum(scores[:, :k], 0.0), parts[:, :, :k])
 
 
 class Ranker(Protocol):
@@ -195,19 +199,19 @@ class ModelRanker:
         self._resident: dict[str, Any] = {}
         self._resident_for: tuple[int, int] = (-1, -1)  # size, generation of the item vectors
         self._live: LiveTensors | None = None
-        self._live_values: dict[str, Any] = {}
+        self._binding = self._session.io_binding()
 
     def rank(self, requests: RankRequests, live: LiveTensors, k: int) -> RankedLists:
         """See Ranker."""
         self._make_resident(live)
-        binding = self._session.io_binding()
-        for name, value in (self._resident | self._live_values).items():
-            binding.bind_ortvalue_input(name, value)
-        for name in RankRequests.__slots__:
-            binding.bind_ortvalue_input(name, self._to_device(getattr(requests, name)))
-        wanted = np.array([min(k + TIE_MARGIN, len(live.known))], dtype=np.int64)
-        binding.bind_cpu_input("k", wanted)
-        for name in ("rows", "scores", "parts"):
+        inputs = {
+            name: np.ascontiguousarray(getattr(requests, name)) for name in RankRequests.__slots__
+        }
+        inputs["k"] = np.array([min(k + TIE_MARGIN, len(live.known))], dtype=np.int64)
+        binding = self._binding
+        for name, array in inputs.items():  # not copied: they have to live until the graph has run
+            binding.bind_cpu_input(name, array)
+        for name in ("rows", "scores", "parts"):  # anew: they keep the shape of the last call
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
         rows, scores, parts = binding.copy_outputs_to_cpu()
@@ -237,17 +241,14 @@ class ModelRanker:
         size = len(live.known)
         if self._resident_for != (size, self.table.generation):
             item_input, item_output = self.table.slices(size)
-            self._resident = {
-                "item_input": self._to_device(item_input),
-                "item_output": self._to_device(item_output),
-            }
+            self._bind_resident({"item_input": item_input, "item_output": item_output})
             self._resident_for = (size, self.table.generation)
         if live is not self._live:
             self._live = live
-            self._live_values = {
-                "popularity": self._to_device(live.popularity),
-                "known": self._to_device(live.known),
-            }
+            self._bind_resident({"popularity": live.popularity, "known": live.known})
 
-    def _to_device(self, array: NDArray[Any]) -> Any:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+    def _bind_resident(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        for name, array in arrays.items():
+            value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+            self._resident[name] = value
+            self._binding.bind_ortvalue_input(name, value)

@@ -22,11 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.items import Rows
-from stream.catalogue import CatalogueColumns
+from export.items import NO_ROW, Rows
+from export.statistics import CHAIN_DEPTH
+from stream.catalogue import NO_CATEGORY, CatalogueColumns
 from stream.events import Reason
+from stream.list_texts import SOURCES, ListTexts, Pieces, tail_of
 from stream.ranker import RankedLists
-from stream.requests import ChainOrigins, RankRequests
+from stream.requests import ChainOrigins, RankRequests, UserColumns
 
 #: An item counts as new for so long after its `publish_time`.
 NEW_ITEM_MS = 7 * 86_400_000
@@ -35,104 +37,130 @@ MAX_ITEMS = 3
 _TREND = 0  # as in RankedLists.parts
 POPULAR = Reason("popular")
 NEW_ITEM = Reason("new_item")
-_POPULAR, _NEW, _INTEREST = -1, -2, -3
+_POPULAR, _NEW, _INTEREST = range(3)
+#: A user's history is shorter: stands for a category that is not in it.
+_NOT_TAKEN = np.iinfo(np.int16).max
 
 
 @dataclass(frozen=True, slots=True)
 class ListReasons:
-    """Why each of [B, k] listed items stands where it stands."""
+    """Why each of [B, k] listed items stands where it stands, as numbers.
 
-    rows: Rows  # [B, k]
-    codes: NDArray[np.int64]  # [B, k] < 0: see above; else the places of up to three recent items
+    Below zero: the items that led there, as -1 - (places * 3 + source), see `_strongest_places`.
+    Else kind * 3 + source, where kinds from _INTEREST on are that and the number of the category
+    they share plus one.
+    """
+
+    numbers: NDArray[np.int64]  # [B, k]
     recent_rows: Rows  # [B, D] newest first
-    history_rows: Rows  # [B, T] oldest first
-    history_length: NDArray[np.int64]  # [B]
-    item_ids: Sequence[str]
-    catalogue: CatalogueColumns
 
-    def of(self, user: int, length: int) -> list[Reason]:
-        """The reasons of the first `length` places of a user's list."""
-        codes = self.codes[user, :length].tolist()
-        reasons = {code: self._reason(user, code) for code in set(codes)}
-        found = [reasons[code] for code in codes]
-        if _INTEREST in reasons:
-            taken = self.history_rows[user, : self.history_length[user]][::-1].tolist()
-            for place, row in enumerate(self.rows[user, :length].tolist()):
-                if codes[place] == _INTEREST:
-                    found[place] = _interest(row, taken, self.catalogue)
+    def of(self, user: int, length: int, texts: ReasonTexts) -> list[bytes]:
+        """How the first `length` entries of a user's list end: JSON of source and reason."""
+        numbers = self.numbers[user, :length].tolist()
+        names = texts.names(self.recent_rows[user].tolist())
+        found = {n: texts.linked(n, names) if n < 0 else texts.others[n] for n in set(numbers)}
+        return list(map(found.__getitem__, numbers))
+
+
+class ReasonTexts:
+    """The JSON of reasons, encoded once where lists have them in common."""
+
+    def __init__(self, texts: ListTexts) -> None:
+        self._texts = texts
+        self.others = Pieces(self._other)
+
+    def linked(self, number: int, names: list[bytes]) -> bytes:
+        """That items led there which are among the newest [D], whose ids come as JSON."""
+        places, before, after = _LINKED[number]
+        return before + b",".join([names[place] for place in places]) + after
+
+    def names(self, recent: list[int]) -> list[bytes]:
+        """The JSON of the ids of the newest items."""
+        ids = self._texts.ids
+        return [ids[row] for row in recent if row != NO_ROW]
+
+    def _other(self, number: int) -> bytes:
+        kind, source = divmod(number, len(SOURCES))
+        if kind < _INTEREST:
+            return tail_of(source, NEW_ITEM if kind == _NEW else POPULAR)
+        category = kind - _INTEREST - 1
+        if category == NO_CATEGORY:
+            return tail_of(source, Reason("interest"))
+        return tail_of(source, Reason("interest", text=self._texts.label(category)))
+
+
+class _Linked(dict[int, tuple[list[int], bytes, bytes]]):
+    """Number of `ListReasons` below zero -> places of recent items, and the JSON around them."""
+
+    def __missing__(self, number: int) -> tuple[list[int], bytes, bytes]:
+        digits, source = divmod(-1 - number, len(SOURCES))
+        places = []
+        while digits:
+            digits, digit = divmod(digits, CHAIN_DEPTH + 1)
+            places.append(digit - 1)
+        before, after = tail_of(source, Reason("because_item", [""])).split(b'""')
+        found = self[number] = places, before, after
         return found
 
-    def _reason(self, user: int, code: int) -> Reason:
-        if code < 0:
-            return NEW_ITEM if code == _NEW else POPULAR
-        recent = self.recent_rows[user].tolist()
-        items = []
-        while code:
-            code, place = divmod(code, len(recent) + 1)
-            items.append(self.item_ids[recent[place - 1]])
-        return Reason("because_item", items)
 
-
-def _interest(row: int, taken: list[int], catalogue: CatalogueColumns) -> Reason:
-    """The first of an item's categories that the newest taken item (first) with any of them has."""
-    categories = catalogue.categories_of(row)
-    for other in taken if categories else ():
-        others = catalogue.categories_of(other)
-        for category in categories:
-            if category in others:
-                return Reason("interest", text=category)
-    return Reason("interest")
+_LINKED = _Linked()
 
 
 def reasons_of(
-    requests: RankRequests,
-    origins: ChainOrigins,
+    columns: UserColumns,
     lists: RankedLists,
     requests_ms: Sequence[int],
-    item_ids: Sequence[str],
     catalogue: CatalogueColumns,
 ) -> ListReasons:
-    """The reasons of the lists that these requests were ranked into."""
+    """The reasons of the lists that the requests of these users were ranked into."""
     sources = lists.parts.argmax(axis=0)  # [B, k]
-    weights = _link_weights(requests, origins, lists.rows)  # [B, k, D]
+    weights = _link_weights(columns.origins, lists.rows)  # [B, k, D]
     linked = (sources != _TREND) & weights.any(axis=2)
     ages_ms = np.array(requests_ms, dtype=np.int64)[:, None] - catalogue.published_at(lists.rows)
     is_new = (ages_ms >= 0) & (ages_ms <= NEW_ITEM_MS)
-    otherwise = np.where(is_new, _NEW, np.where(sources == _TREND, _POPULAR, _INTEREST))
-    codes = otherwise.astype(np.int64)
-    codes[linked] = _strongest_places(weights[linked])
-    return ListReasons(
-        lists.rows,
-        codes,
-        origins.recent_rows,
-        requests.history_rows,
-        requests.history_length,
-        item_ids,
-        catalogue,
-    )
+    kinds = np.where(is_new, _NEW, np.where(sources == _TREND, _POPULAR, _INTEREST))
+    of_interest = (kinds == _INTEREST) & ~linked
+    if of_interest.any():
+        kinds[of_interest] += 1 + _shared(columns.requests, lists.rows, catalogue)[of_interest]
+    numbers = kinds * len(SOURCES) + sources
+    numbers[linked] = -1 - (_strongest_places(weights[linked]) * len(SOURCES) + sources[linked])
+    return ListReasons(numbers, columns.origins.recent_rows)
 
 
-def _link_weights(
-    requests: RankRequests, origins: ChainOrigins, listed: Rows
-) -> NDArray[np.float64]:
+def _shared(requests: RankRequests, listed: Rows, catalogue: CatalogueColumns) -> NDArray[np.int64]:
+    """[B, k] of the categories of each listed item the one whose newest item in the history is the
+    newest, of equals the item's first; NO_CATEGORY where none is in the history."""
+    users, width = requests.history_rows.shape
+    ages = requests.history_length[:, None] - 1 - np.arange(width)  # [B, T] below 0: padding
+    taken = catalogue.categories_of(requests.history_rows)  # [B, T, W]
+    taken[ages < 0] = NO_CATEGORY
+    # the last column, which NO_CATEGORY finds, takes the padding
+    newest = np.full((users, len(catalogue.labels) + 1), _NOT_TAKEN, dtype=np.int16)
+    user = np.arange(users)[:, None, None]
+    np.minimum.at(newest, (user, taken), ages[:, :, None].astype(np.int16))
+    newest[:, -1] = _NOT_TAKEN
+    wanted = catalogue.categories_of(listed)  # [B, k, W]
+    since = newest[user, wanted]
+    first = np.arange(users)[:, None], np.arange(listed.shape[1]), since.argmin(axis=2)
+    return np.where(since[first] < _NOT_TAKEN, wanted[first], NO_CATEGORY)
+
+
+def _link_weights(origins: ChainOrigins, listed: Rows) -> NDArray[np.float64]:
     """[B, k, D] chain weight that each recent item gave to each listed one."""
     users, k = listed.shape
-    depth = origins.ends.shape[1]
-    size = int(max(listed.max(initial=0), requests.chain_rows.max(initial=0))) + 1
-    first = np.arange(users)[:, None] * size
-    place_of = np.zeros(users * size, dtype=np.int16)  # place + 1 in the list, 0 where not listed
-    place_of[first + listed] = np.arange(1, k + 1, dtype=np.int16)
-    places = place_of[first + requests.chain_rows].ravel()  # [B * K]
-    at = np.flatnonzero(places > 0)
-    user, entry = np.divmod(at, requests.chain_rows.shape[1])
-    is_link = entry < origins.ends[user, -1]  # the others are padding
-    at, user, entry = at[is_link], user[is_link], entry[is_link]
-    recent = (origins.ends[user] <= entry[:, None]).sum(axis=1)
-    recent = origins.first_places[user, recent]
-    flat = (user * k + places[at] - 1) * depth + recent
-    summed = np.zeros(users * k * depth)
-    np.add.at(summed, flat, requests.chain_weights[0].ravel()[at].astype(np.float64))
-    return summed.reshape((users, k, depth))
+    depth = origins.counts.shape[1]
+    size = int(max(listed.max(), origins.rows.max(initial=0))) + 1
+    place_of = np.zeros(users * size, dtype=np.int16)  # place + 1 in the list, 0: not listed
+    first = np.arange(users) * size
+    place_of[first[:, None] + listed] = np.arange(1, k + 1, dtype=np.int16)
+    places = place_of[first.repeat(origins.counts.sum(axis=1)) + origins.rows]  # [E]
+    found = places.nonzero()[0]
+    # [B, D] where the weights of each user and recent item begin
+    begins = np.arange(users)[:, None] * (k * depth) + origins.first_places
+    where = begins.ravel().repeat(origins.counts.ravel())[found] + (places[found] - 1) * depth
+    weights = np.zeros(users * k * depth)
+    np.add.at(weights, where, origins.shares[found].astype(np.float64))
+    return weights.reshape(users, k, depth)
 
 
 def _strongest_places(weights: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -141,10 +169,17 @@ def _strongest_places(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     For [N, D] weights, not all zero. The lowest digit is the strongest; of equal weights the newer
     item comes first.
     """
-    order = np.argsort(-weights, axis=1, kind="stable")[:, :MAX_ITEMS]
-    strongest = np.take_along_axis(weights, order, axis=1)
-    before = np.cumsum(strongest, axis=1) - strongest
-    is_named = (strongest > 0) & (before < weights.sum(axis=1, keepdims=True) / 2)
-    bases = (weights.shape[1] + 1) ** np.arange(order.shape[1])
-    codes: NDArray[np.int64] = ((order + 1) * is_named * bases).sum(axis=1)
+    left = weights.T.copy()  # [D, N]
+    depth, count = left.shape
+    each = np.arange(count)
+    half = left.sum(axis=0) / 2
+    reached = np.zeros(count)
+    codes = np.zeros(count, dtype=np.int64)
+    for place in range(MAX_ITEMS):
+        strongest = left.argmax(axis=0)
+        weight = left[strongest, each]
+        is_named = (weight > 0) & (reached < half)
+        codes += (strongest + 1) * is_named * (depth + 1) ** place
+        reached += weight
+        left[strongest, each] = 0.0
     return codes

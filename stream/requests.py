@@ -1,6 +1,8 @@
-"""Lay out what is known of the users of a batch as the columns that a ranker reads.
+"""Lay out what is known of the users of a micro-batch as the columns that a ranker reads.
 
-Everything is copied here, on the event loop: statistics may move on while a thread ranks.
+Everything is copied here, on the event loop: statistics may move on while a thread ranks. One
+array a column for all users together, not one a user: at 16 users a call the price of numpy's own
+calls would be as large as the graph's.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from export.items import NO_ROW, ItemIndex, Rows
 from export.statistics import CHAIN_DEPTH, ItemStatistics
 from stream.control import HiddenRows
 from stream.history import UserRow
+from stream.row_codec import EVENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +56,39 @@ class RankRequests:
 
 @dataclass(frozen=True, slots=True)
 class ChainOrigins:
-    """Which of a user's last D items each chain entry comes from."""
+    """Which of a user's last D items each of the E entries of all users' chains comes from.
+
+    One user's after another's, each user's from the newest item to the oldest.
+    """
 
     recent_rows: Rows  # [B, D] newest first, NO_ROW where there is none
     first_places: Rows  # [B, D] the first place at which the same item stands
-    ends: Rows  # [B, D] the chain entries from the d-th newest item end before this one
+    counts: Rows  # [B, D] entries that come from each item
+    rows: Rows  # [E]
+    shares: NDArray[np.float32]  # [E] lasting ones
 
 
-def build_requests(
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """The N known items that B users have taken, as far as their events are kept.
+
+    One user's after another's, each user's oldest first.
+    """
+
+    item_rows: Rows  # [N]
+    lengths: NDArray[np.int64]  # [B]
+
+
+@dataclass(frozen=True, slots=True)
+class UserColumns:
+    """What is known of B users: what ranks reads `requests`, what tells of lists the rest."""
+
+    requests: RankRequests
+    origins: ChainOrigins
+    histories: Histories
+
+
+def build_columns(
     users: Sequence[tuple[UserRow, int]],
     index: ItemIndex,
     statistics: ItemStatistics,
@@ -68,124 +96,178 @@ def build_requests(
     size: int,
     filters_seen: bool,
     hidden_rows: HiddenRows | None = None,
-) -> RankRequests:
+) -> UserColumns:
     """Columns for users given as (row, request time in ms).
 
     `event_types` maps a type's 32-bit hash to its row in the release, `size` is V. Items of a
     history that are in no index are left out: nothing is known of them. `hidden_rows` tells what
     a user with filters does not want listed; without it filters are passed over.
     """
-    events = [row.history()[-MAX_HISTORY:] for row, _ in users]
-    lengths = np.array([len(history) for history in events], dtype=np.int64)
-    all_events = np.concatenate(events)
-    at_user = np.repeat(np.arange(len(users)), lengths)
-    requests_ms = np.array([request_ms for _, request_ms in users], dtype=np.int64)
-    item_rows = index.rows_of_hashes(all_events["item"])
-    types = np.fromiter(
-        (event_types.get(kind, OTHER_TYPE) for kind in all_events["type"].tolist()),
-        dtype=np.int64,
-        count=len(all_events),
-    )
-    buckets = age_buckets(requests_ms[at_user] - all_events["time_ms"])
-    usable = (item_rows != NO_ROW) & (item_rows < size)
-    kept = np.bincount(at_user[usable], minlength=len(users)).astype(np.int64)
-    column = np.arange(int(kept.sum())) - np.repeat(np.cumsum(kept) - kept, kept)
-    where = (at_user[usable], column)
-    width = max(int(kept.max(initial=0)), 1)
-    history_rows, history_types, history_buckets = (
-        _scatter(values[usable], where, (len(users), width))
-        for values in (item_rows, types, buckets)
-    )
-    chain_rows, chain_weights = _chains(history_rows, kept, statistics, size)
-    return RankRequests(
-        history_rows,
-        history_types,
-        history_buckets,
-        kept,
+    kept = _kept(users, index)
+    history, length = _newest(kept, event_types, size)
+    recent = _recent(history[0], length)
+    chain_rows, chain_weights, origins = _chains(recent, statistics, size)
+    gaps = [request_ms - row.newest_ms if row.events else 0 for row, request_ms in users]
+    requests = RankRequests(
+        *history,
+        length,
         gate_features(
-            np.array(
-                [request_ms - row.newest_ms if len(row) else 0 for row, request_ms in users],
-                dtype=np.int64,
-            ),
+            np.array(gaps, dtype=np.int64),
             np.array([row.events_total for row, _ in users], dtype=np.int64),
             chain_weights[0].max(axis=1, initial=0.0),
         ),
         chain_rows,
         chain_weights,
-        _unlisted(users, index, size, filters_seen, hidden_rows),
+        _unlisted(users, kept, size, filters_seen, hidden_rows),
+    )
+    is_known = kept.item_rows != NO_ROW
+    known = np.bincount(kept.at_user[is_known], minlength=len(users))
+    histories = Histories(kept.item_rows[is_known], known)
+    return UserColumns(requests, origins, histories)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """All that the rows of B users hold: N events, one user's after another's, and M items taken
+    before those."""
+
+    events: NDArray[np.void]  # [N]
+    lengths: NDArray[np.int64]  # [B] of events
+    at_user: NDArray[np.int64]  # [N]
+    item_rows: Rows  # [N]
+    ages_ms: NDArray[np.int64]  # [N] at the time of the request
+    taken_rows: Rows  # [M]
+    taken_lengths: NDArray[np.int64]  # [B]
+
+
+def _kept(users: Sequence[tuple[UserRow, int]], index: ItemIndex) -> _Kept:
+    """Read the rows of users; hashes of items become rows of the index in one go."""
+    events = np.frombuffer(b"".join([row.events for row, _ in users]), dtype=EVENT)
+    taken = np.frombuffer(b"".join([row.taken for row, _ in users]), dtype="<u8")
+    lengths = np.array([len(row.events) for row, _ in users], dtype=np.int64) // EVENT.itemsize
+    taken_lengths = np.array([len(row.taken) for row, _ in users], dtype=np.int64) // 8
+    requests_ms = np.array([request_ms for _, request_ms in users], dtype=np.int64)
+    rows = index.rows_of_hashes(np.concatenate([events["item"], taken]))
+    return _Kept(
+        events,
+        lengths,
+        np.repeat(np.arange(len(users)), lengths),
+        rows[: len(events)],
+        np.repeat(requests_ms, lengths) - events["time_ms"],
+        rows[len(events) :],
+        taken_lengths,
     )
 
 
-def chain_origins(requests: RankRequests, statistics: ItemStatistics) -> ChainOrigins:
-    """Where the chains of these requests come from.
+def _newest(
+    kept: _Kept, event_types: Mapping[int, int], size: int
+) -> tuple[tuple[Rows, NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]:
+    """([B, T] rows, types and age buckets, [B] lengths) of the newest MAX_HISTORY events, less
+    those of unknown items and of items that came after the V = `size` of the ranking."""
+    users = len(kept.lengths)
+    ends = np.cumsum(kept.lengths)
+    usable = (kept.item_rows != NO_ROW) & (kept.item_rows < size)
+    if kept.lengths.max(initial=0) > MAX_HISTORY:
+        usable &= np.arange(len(usable)) >= np.repeat(ends - MAX_HISTORY, kept.lengths)
+    at_user = kept.at_user[usable]
+    length = np.bincount(at_user, minlength=users)
+    width = max(int(length.max(initial=0)), 1)
+    starts = np.cumsum(length) - length
+    where = np.arange(len(at_user)) + np.repeat(np.arange(users) * width - starts, length)
+    columns = np.zeros((3, users * width), dtype=np.int64)
+    columns[0, where] = kept.item_rows[usable]
+    columns[1, where] = _type_rows(kept.events["type"][usable], event_types)
+    columns[2, where] = age_buckets(kept.ages_ms[usable])
+    rows, types, buckets = columns.reshape(3, users, width)
+    return (rows, types, buckets), length
 
-    `statistics` must still be those that the requests were built with.
-    """
-    places = requests.history_length[:, None] - 1 - np.arange(CHAIN_DEPTH)  # [B, D]
-    recent = np.take_along_axis(requests.history_rows, np.maximum(places, 0), axis=1)
-    recent = np.where(places >= 0, recent, NO_ROW)
-    counts = np.fromiter(
-        (statistics.links_read(row) if row >= 0 else 0 for row in recent.ravel().tolist()),
-        dtype=np.int64,
-        count=recent.size,
-    )
-    first_places = (recent[:, :, None] == recent[:, None, :]).argmax(axis=2)
-    return ChainOrigins(recent, first_places, counts.reshape(recent.shape).cumsum(axis=1))
+
+def _type_rows(types: NDArray[np.uint32], event_types: Mapping[int, int]) -> NDArray[np.int64]:
+    """[N] rows of event types in the release."""
+    rows = np.full(len(types), OTHER_TYPE, dtype=np.int64)
+    for kind, row in event_types.items():
+        rows[types == kind] = row
+    return rows
 
 
-def _scatter(
-    values: NDArray[np.int64],
-    where: tuple[NDArray[np.int64], NDArray[np.int64]],
-    shape: tuple[int, int],
-) -> NDArray[np.int64]:
-    """[N] values at their (user, column) places of a zero [B, T]."""
-    out = np.zeros(shape, dtype=np.int64)
-    out[where] = values
-    return out
+def _recent(history_rows: Rows, length: NDArray[np.int64]) -> Rows:
+    """[B, D] the newest items of each history, newest first, NO_ROW where there is none."""
+    places = length[:, None] - 1 - np.arange(CHAIN_DEPTH)
+    recent = history_rows[np.arange(len(length))[:, None], np.maximum(places, 0)]
+    return np.where(places >= 0, recent, NO_ROW)
+
+
+_NO_LINKS = np.zeros(0, dtype=np.int64), np.zeros((2, 0), dtype=np.float32)
 
 
 def _chains(
-    history_rows: Rows, lengths: NDArray[np.int64], statistics: ItemStatistics, size: int
-) -> tuple[Rows, NDArray[np.float32]]:
-    """([B, K] rows, [2, B, K] shares): the chain of every user, padded to the longest.
+    recent: Rows, statistics: ItemStatistics, size: int
+) -> tuple[Rows, NDArray[np.float32], ChainOrigins]:
+    """([B, K] rows, [2, B, K] shares, the same by origin): `ItemStatistics.chain` of every user's
+    [B, D] recent items, bit for bit, padded to the longest.
 
     The statistics may know items that came after the V = `size` of the ranking: padding too.
     """
-    chains = []
-    for rows, length in zip(history_rows, lengths.tolist(), strict=True):
-        newest_first = rows[max(length - CHAIN_DEPTH, 0) : length][::-1].tolist()
-        chains.append(statistics.chain(newest_first))
-    width = max(1, *(len(rows) for rows, _ in chains))
-    all_rows = np.zeros((len(chains), width), dtype=np.int64)
-    weights = np.zeros((2, len(chains), width), dtype=np.float32)
-    for user, (rows, shares) in enumerate(chains):
-        all_rows[user, : len(rows)] = rows
-        weights[:, user, : len(rows)] = shares
-    unknown = all_rows >= size
-    all_rows[unknown] = 0
-    weights[:, unknown] = 0.0
-    return all_rows, weights
+    users, depth = recent.shape
+    strongest = statistics.strongest
+    links = [strongest(row) if row >= 0 else _NO_LINKS for row in recent.ravel().tolist()]
+    counts = np.array([len(rows) for rows, _ in links]).reshape(users, depth)
+    lengths = counts.sum(axis=1)
+    starts = lengths.cumsum() - lengths
+    rows = np.concatenate([rows for rows, _ in links])
+    shares = np.concatenate([shares for _, shares in links], axis=1)
+    distances = (np.arange(users * depth) % depth + 1).astype(np.float32)
+    shares /= distances.repeat(counts.ravel())
+    for begin, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        # one user's at a time: how numpy rounds a sum depends on what it is told to add up
+        mine = shares[:, begin : begin + length]
+        mine /= np.maximum(np.add.reduce(mine, axis=1, keepdims=True), _LEAST_TOTAL)
+    if size < len(statistics.index):
+        unknown = rows >= size
+        rows[unknown] = 0
+        shares[:, unknown] = 0.0
+    width = max(int(lengths.max()), 1)
+    where = np.arange(len(rows)) + (np.arange(users) * width - starts).repeat(lengths)
+    all_rows = np.zeros(users * width, dtype=np.int64)
+    weights = np.zeros((2, users * width), dtype=np.float32)
+    all_rows[where] = rows
+    for kind in range(2):
+        weights[kind][where] = shares[kind]
+    first_places = (recent[:, :, None] == recent[:, None, :]).argmax(axis=2)
+    origins = ChainOrigins(recent, first_places, counts, rows, shares[0])
+    return all_rows.reshape(users, width), weights.reshape(2, users, width), origins
+
+
+#: A total is this at least: what is divided by it stays a number.
+_LEAST_TOTAL = np.float32(1e-30)
 
 
 def _unlisted(
     users: Sequence[tuple[UserRow, int]],
-    index: ItemIndex,
+    kept: _Kept,
     size: int,
     filters_seen: bool,
     hidden_rows: HiddenRows | None,
 ) -> Rows:
     """[B, S] rows that may not be listed, padded with `size`."""
-    taken = [row.taken_items() for row, _ in users] if filters_seen else []
     hidden = {
         user: hidden_rows(row, request_ms)
         for user, (row, request_ms) in enumerate(users)
         if row.filters and hidden_rows is not None
     }
-    width = max(1, *map(len, taken), 1) + max(map(len, hidden.values()), default=0)
-    seen = np.full((len(users), width), size, dtype=np.int64)
-    for user, hashes in enumerate(taken):
-        seen[user, : len(hashes)] = index.rows_of_hashes(hashes)
-    for user, rows in hidden.items():
-        seen[user, width - len(rows) :] = rows
-    seen[(seen == NO_ROW) | (seen > size)] = size
+    parts = [(kept.item_rows, kept.lengths), (kept.taken_rows, kept.taken_lengths)]
+    parts = parts if filters_seen else []
+    if hidden:
+        counts = np.array([len(hidden.get(user, ())) for user in range(len(users))])
+        parts.append((np.concatenate(list(hidden.values())), counts))
+    if not parts:
+        return np.full((len(users), 1), size, dtype=np.int64)
+    filled = np.sum([lengths for _, lengths in parts], axis=0)
+    seen = np.full((len(users), max(int(filled.max()), 1)), size, dtype=np.int64)
+    begin = np.arange(len(users)) * seen.shape[1]
+    for rows, lengths in parts:
+        starts = np.cumsum(lengths) - lengths
+        where = np.arange(len(rows)) + np.repeat(begin - starts, lengths)
+        seen.ravel()[where] = np.where((rows == NO_ROW) | (rows > size), size, rows)
+        begin = begin + lengths
     return seen

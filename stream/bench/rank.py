@@ -2,22 +2,24 @@
 
 In process and without a broker. What the worker adds to the graph is laid out by step: columns of
 the users (`requests`), the call with its copies to and from the device beyond the graph (`call`),
-equal scores put in order (`order`), reasons, and lists, decisions and interests as bytes
-(`messages`).
+and reasons, lists, decisions and interests as bytes (`messages`). These steps one after the other,
+on one core, are `worker`; `overlapped` is the same as the worker does it, with the graph in a
+thread while the messages of the micro-batch before are made, on two cores.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 from msgspec import Struct
 from tqdm import tqdm
@@ -27,24 +29,26 @@ from export.registry import Registry
 from export.release import GRAPH, Release, open_release
 from export.runtime import ort
 from export.statistics import CHAIN_DEPTH, DAY_MS, Deltas
-from stream.agents import refreshes_of
 from stream.bench.workload import by_rank, user_id
-from stream.events import encode
+from stream.events import Item, encode
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64
-from stream.interests import user_interests
-from stream.lists import RefreshContext, list_policy, messages
 from stream.live import LiveParts
-from stream.ranker import TIE_MARGIN, ModelRanker, RankedLists, open_session
-from stream.requests import LiveTensors, RankRequests, build_requests, chain_origins
+from stream.outbox import Outbox
+from stream.ranker import TIE_MARGIN, ModelRanker, open_session
+from stream.ranking import Ranking
+from stream.requests import LiveTensors, RankRequests
 from stream.settings import Settings
 from stream.state import TouchedUser
 
 BATCH_SIZES = (1, 16, 64)
 #: Calls of single users are timed for so many at most: their mean settles early.
 _MAX_CALLS = 500
-_ROUNDS = 3
+_ROUNDS = 5
 _NOW_MS = 1_400_000_000_000
-_STEPS = ("requests", "graph", "call", "order", "messages")
+_STEPS = ("requests", "graph", "call", "messages")
+#: Users whose lists are due in one batch, when ranking and messages overlap.
+_DUE_USERS = 256
+_CATEGORIES = 24
 
 
 class RankRun(Struct, frozen=True):
@@ -57,6 +61,8 @@ class RankRun(Struct, frozen=True):
     worker_users_per_s: float
     ratio: float
     shares: dict[str, float]
+    overlapped_users_per_s: float
+    overlapped_ratio: float
 
 
 class RankReport(Struct, frozen=True):
@@ -74,14 +80,15 @@ class RankReport(Struct, frozen=True):
             f"release {self.release}, {self.items:,} items, {self.users:,} users, "
             f"{self.threads} thread; medians of {_ROUNDS} rounds in turn",
             f"{'batch':>6} {'graph ms':>9} {'users/s':>9} {'worker ms':>10} {'users/s':>9} "
-            f"{'ratio':>6}  share of the worker's time",
+            f"{'ratio':>6} {'overlapped':>10} {'ratio':>6}  share of the worker's time",
         ]
         for run in self.runs:
             shares = ", ".join(f"{step} {share:.0%}" for step, share in run.shares.items())
             lines.append(
                 f"{run.batch:>6} {run.graph_ms_per_call:>9.2f} {run.graph_users_per_s:>9,.0f} "
                 f"{run.worker_ms_per_call:>10.2f} {run.worker_users_per_s:>9,.0f} "
-                f"{run.ratio:>6.2f}  {shares}"
+                f"{run.ratio:>6.2f} {run.overlapped_users_per_s:>10,.0f} "
+                f"{run.overlapped_ratio:>6.2f}  {shares}"
             )
         return "\n".join(lines)
 
@@ -101,16 +108,10 @@ class _World:
         ends = range(size, len(self.users) + 1, size)
         return [self.users[end - size : end] for end in ends][:_MAX_CALLS] or [self.users]
 
-    def requests(self, users: list[TouchedUser]) -> RankRequests:
-        """The columns of some users."""
-        return build_requests(
-            [(user.row, user.request_ms) for user in users],
-            self.live.index,
-            self.live.statistics.statistics,
-            self.ranker.event_types,
-            len(self.tensors.known),
-            self.settings.seen_items == "filter",
-        )
+    def ranking(self, size: int) -> Ranking:
+        """What makes lists, so many users at a time, and sends every one."""
+        settings = msgspec.structs.replace(self.settings, max_rank_batch=size)
+        return Ranking(settings, self.live, lambda user, items: True)
 
 
 def find_release(path: Path | None, settings: Settings) -> Release:
@@ -140,11 +141,14 @@ def bench_rank(release: Release, settings: Settings, users: int, items: int | No
 
 def _measure(world: _World, session: Any, size: int) -> RankRun:
     """Graph and worker in turn over the same batches; the medians of the rounds."""
-    batches = world.batches(size)
-    bindings = [_bound(session, world, world.requests(users)) for users in batches]
+    batches, ranking = world.batches(size), world.ranking(size)
+    context = ranking.context(_NOW_MS, True)
+    bindings = [
+        _bound(session, world, ranking.columns(users, context).requests) for users in batches
+    ]
     session.run_with_iobinding(bindings[0])
-    _rank(world, batches[0], defaultdict(float))
-    graph_s: list[float] = []
+    _rank(ranking, batches[0], defaultdict(float))
+    graph_s, overlapped_s = [], []
     steps: list[dict[str, float]] = []
     for _ in range(_ROUNDS):
         begun = time.perf_counter()
@@ -153,10 +157,11 @@ def _measure(world: _World, session: Any, size: int) -> RankRun:
         graph_s.append(time.perf_counter() - begun)
         took: dict[str, float] = defaultdict(float)
         for users in batches:
-            _rank(world, users, took)
+            _rank(ranking, users, took)
         steps.append(took)
+        overlapped_s.append(asyncio.run(_overlapped(ranking, batches, size)))
     calls, count = len(batches), sum(map(len, batches))
-    graph = median(graph_s)
+    graph, overlapped = median(graph_s), median(overlapped_s)
     spent = sorted(steps, key=lambda took: sum(took.values()))[len(steps) // 2]
     worker = sum(spent.values())
     in_rank = spent.pop("rank")
@@ -170,49 +175,44 @@ def _measure(world: _World, session: Any, size: int) -> RankRun:
         count / worker,
         graph / worker,
         {name: spent[name] / worker for name in _STEPS},
+        count / overlapped,
+        graph / overlapped,
     )
 
 
-def _rank(world: _World, users: list[TouchedUser], took: dict[str, float]) -> None:
-    """Everything the worker does to turn due users into bytes; adds up what each step took."""
-    k, live = world.settings.list_length, world.live
+def _rank(ranking: Ranking, users: list[TouchedUser], took: dict[str, float]) -> None:
+    """All that the worker does to turn due users into bytes, one step after the other; adds up
+    what each took."""
+    _forget_interests(users)
+    context = ranking.context(_NOW_MS, True)
     at = [time.perf_counter()]
-    requests = world.requests(users)
+    columns = ranking.columns(users, context)
     at.append(time.perf_counter())
-    ranked = world.ranker.rank(requests, world.tensors, k)
+    ranked = ranking.rank(columns, context)
     at.append(time.perf_counter())
-    lists = ranked.ordered(live.index.hashes, k)
+    ranking.add_ranked(users, columns, ranked, context, Outbox())
     at.append(time.perf_counter())
-    for _ in _messages(world, users, requests, lists):
-        pass
-    at.append(time.perf_counter())
-    for name, begun, ended in zip(
-        ("requests", "rank", "order", "messages"), at, at[1:], strict=False
-    ):
+    for name, begun, ended in zip(("requests", "rank", "messages"), at, at[1:], strict=False):
         took[name] += ended - begun
 
 
-def _messages(
-    world: _World, users: list[TouchedUser], requests: RankRequests, lists: RankedLists
-) -> Iterator[bytes]:
-    """The bytes of every user's list, decision and interests."""
-    index, catalogue = world.live.index, world.live.catalogue
-    policy, columns = list_policy(world.settings), catalogue.columns()
-    context = RefreshContext(world.ranker, world.tensors, {}, policy, _NOW_MS, index.ids, columns)
-    origins = chain_origins(requests, world.live.statistics.statistics)
-    for refresh in refreshes_of(users, requests, origins, lists, context):
-        user = refresh.user
-        recommendation, decision = messages(refresh, context, world.settings)
-        yield encode(recommendation)
-        if decision is not None:
-            yield encode(decision)
-        rows = index.rows_of_hashes(user.row.history()["item"]).tolist()
-        listed = [item.item_id for item in recommendation.items]
-        interests = user_interests(
-            [index.ids[row] for row in rows], listed, refresh.scores.tolist(), catalogue
-        )
-        interests.digest()
-        yield encode(interests.message(user, refresh.seq))
+async def _overlapped(ranking: Ranking, batches: list[list[TouchedUser]], size: int) -> float:
+    """Seconds for the same users as the worker ranks them, _DUE_USERS in a batch of events."""
+    users = [user for batch in batches for user in batch]
+    due = max(_DUE_USERS // size, 1) * size
+    took = 0.0
+    for start in range(0, len(users), due):
+        _forget_interests(users[start : start + due])
+        begun = time.perf_counter()
+        await ranking.add_lists(users[start : start + due], _NOW_MS, Outbox())
+        took += time.perf_counter() - begun
+    return took
+
+
+def _forget_interests(users: list[TouchedUser]) -> None:
+    """So that interests are news in every round."""
+    for user in users:
+        user.row.interests_digest = 0
 
 
 def _bound(session: Any, world: _World, requests: RankRequests) -> Any:
@@ -241,7 +241,7 @@ def _world(release: Release, settings: Settings, folder: Path, users: int, items
     """Users with 1 to 50 events of generated popularity, all of them in the statistics."""
     live = LiveParts(Settings(registry=str(folder), model=False))
     ids = [*release.items[:items], *(f"new-{n}" for n in range(items - len(release.items)))]
-    live.index.rows(ids)
+    _fill_catalogue(live, ids)
     kind = next(iter(release.event_types), "click")
     rng = np.random.default_rng(1)
     touched, deltas = [], _Columns()
@@ -274,6 +274,13 @@ def _world(release: Release, settings: Settings, folder: Path, users: int, items
     )
     live.ranker = ranker
     return _World(settings, live, ranker, live.tensors(), touched)
+
+
+def _fill_catalogue(live: LiveParts, ids: list[str]) -> None:
+    """Two categories for every item."""
+    for number, item in enumerate(ids):
+        categories = [f"category-{n % _CATEGORIES}" for n in (number, number // _CATEGORIES)]
+        live.catalogue.take(item.encode(), encode(Item(item, 1, categories=categories)))
 
 
 class _Columns:

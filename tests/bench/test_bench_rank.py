@@ -21,7 +21,7 @@ def test_without_a_release_it_says_how_to_get_one(tmp_path: Path) -> None:
 
 def test_the_table_has_a_line_for_each_batch_size() -> None:
     runs = [
-        RankRun(size, 1.0, 1000.0 * size, 2.0, 500.0 * size, 0.5, {"graph": 0.5, "messages": 0.5})
+        RankRun(size, 1.0, 1e3 * size, 2.0, 5e2 * size, 0.5, {"graph": 0.5, "messages": 0.5}, 9, 1)
         for size in (1, 16)
     ]
 

@@ -30,19 +30,23 @@ USERS = [name for n in range(200) if partition_of(name := f"user-{n}") == 0][:7]
 
 @dataclass
 class Moving(StatisticsRanker):
-    """Ranks, and while it does the worker's statistics and release move on."""
+    """Ranks, and as soon as the worker waits for that its statistics and release move on."""
 
     live: Any = None
     is_replaced: bool = False
+    loop: Any = None
 
     def rank(self, requests: RankRequests, live: LiveTensors, k: int) -> RankedLists:
+        self.loop.call_soon_threadsafe(self.move_on)
+        return super().rank(requests, live, k)
+
+    def move_on(self) -> None:
         statistics = self.live.statistics.statistics
         offset = statistics.watermarks[0] + 1
         new = Counted(0, offset, f"new-{offset}", ("item-0", "item-1"), START_MS, 256)
         statistics.apply(*deltas_of([new], statistics.index))
         if self.is_replaced:
             self.live.ranker = replace(self, popularity_share=0.9)
-        return super().rank(requests, live, k)
 
 
 def row_of(user: str) -> bytes:
@@ -93,7 +97,11 @@ def processed(max_rank_batch: int, is_replaced: bool) -> list[dict[str, Any]]:
     )
     visits = [record(n + 1, user_id=user, type="visit") for n, user in enumerate(USERS)]
 
-    asyncio.run(processor.process([RecordSlice(Tp(0), visits)]))
+    async def process() -> None:
+        live.ranker.loop = asyncio.get_running_loop()
+        await processor.process([RecordSlice(Tp(0), visits)])
+
+    asyncio.run(process())
 
     return [json.loads(value) for topic, value in sent if topic == "recommendations"]
 

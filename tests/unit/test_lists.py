@@ -9,13 +9,33 @@ from collections.abc import Callable
 import jsonschema
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec import UNSET
+from msgspec.json import decode
 
 from export.items import ItemIndex, item_hash
 from stream.catalogue import Catalogue
-from stream.events import Policy, Reason, encode
+from stream.events import (
+    Candidate,
+    Decision,
+    Policy,
+    RankedItem,
+    Reason,
+    Recommendation,
+    encode,
+)
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64
+from stream.list_texts import (
+    SOURCES,
+    ListTexts,
+    candidates_text,
+    items_text,
+    score_texts,
+    tail_of,
+)
 from stream.lists import (
+    MAX_CANDIDATES,
     Refresh,
     RefreshContext,
     list_key,
@@ -55,16 +75,22 @@ def user(**changed: object) -> TouchedUser:
     return dataclasses.replace(touched, **changed)
 
 
+REASON = Reason("because_item", [ITEMS[9]])
+
+
 def refresh(length: int = 5, **changed: object) -> Refresh:
     touched = user()
+    items = [
+        RankedItem(ITEMS[place], float(score), SOURCES[place % 3], REASON)
+        for place, score in enumerate(np.linspace(0.9, 0.1, length, dtype=np.float32))
+    ]
+    candidates = [Candidate(item.item_id, item.score, 1.0) for item in items]
     whole = Refresh(
         touched,
-        np.arange(length),
-        np.linspace(0.9, 0.1, length, dtype=np.float32),
-        np.arange(length) % 3,
         seq=8,
         state_digest=state_digest(touched),
-        reasons=[Reason("because_item", [ITEMS[9]])] * length,
+        items=encode(items),
+        candidates=encode(candidates[:MAX_CANDIDATES]),
     )
     return dataclasses.replace(whole, **changed)
 
@@ -76,10 +102,23 @@ def context(**changed: object) -> RefreshContext:
         {0: 150},
         Policy("top-50", 0),
         NOW_MS + 3,
-        ITEMS,
         Catalogue(ItemIndex()).columns(),
     )
     return dataclasses.replace(whole, **changed)
+
+
+def read(
+    made: Refresh, of: RefreshContext, settings: Settings
+) -> tuple[Recommendation, Decision | None]:
+    """Both messages as consumers read them, which are written as the encoder writes them."""
+    recommendation, decision = messages(made, of, settings)
+    first = decode(encode(recommendation), type=Recommendation)
+    assert encode(first) == encode(recommendation)
+    if decision is None:
+        return first, None
+    second = decode(encode(decision), type=Decision)
+    assert encode(second) == encode(decision)
+    return first, second
 
 
 def ranked_by(**changed: object) -> RefreshContext:
@@ -111,6 +150,12 @@ def test_the_id_of_a_list_changes_with_every_input(name):
     assert rec_id(*OTHER_INPUTS[name]()) != rec_id(refresh(), context())
 
 
+def test_the_id_of_a_list_is_that_of_earlier_versions_for_the_same_inputs():
+    made = refresh(state_digest="0123456789abcdef", user=user(owner='O\'Hara "ü"'))
+
+    assert rec_id(made, context()) == "4e694d74c44fa34b1572c4ffc6ac7b84"
+
+
 def test_the_id_of_a_list_is_the_same_for_the_same_inputs_whenever_it_is_made():
     later = context(generated_at_ms=NOW_MS + 99)
     reordered = context(live=dataclasses.replace(context().live, positions={1: 12, 0: 11}))
@@ -132,7 +177,7 @@ def test_settings_that_change_lists_change_the_policy(settings):
 
 
 def test_a_list_and_its_decision_tell_the_same_and_fit_their_schemas():
-    recommendation, decision = messages(refresh(), context(), Settings())
+    recommendation, decision = read(refresh(), context(), Settings())
 
     assert decision is not None
     for message, name in ((recommendation, "recommendation"), (decision, "decision")):
@@ -141,11 +186,11 @@ def test_a_list_and_its_decision_tell_the_same_and_fit_their_schemas():
         assert getattr(recommendation, field) == getattr(decision, field)
     assert [i.item_id for i in recommendation.items] == [c.item_id for c in decision.candidates]
     assert [i.source for i in recommendation.items[:3]] == ["trend", "chain", "sequence"]
-    assert [i.reason for i in recommendation.items] == refresh().reasons
+    assert [i.reason for i in recommendation.items] == [REASON] * 5
 
 
 def test_a_list_says_what_it_was_made_for_from_and_until_when():
-    recommendation, decision = messages(refresh(), context(), Settings(list_lifetime_ms=1000))
+    recommendation, decision = read(refresh(), context(), Settings(list_lifetime_ms=1000))
 
     trigger = recommendation.trigger
     assert (trigger.reason, trigger.event_id, trigger.partition) == ("visit", "event-0042", 3)
@@ -160,16 +205,16 @@ def test_a_list_says_what_it_was_made_for_from_and_until_when():
 
 
 def test_without_a_model_a_list_says_that_it_falls_back_to_the_trend():
-    plain, _ = messages(refresh(), context(), Settings())
-    modelled, _ = messages(refresh(), ranked_by(version=3), Settings())
+    plain, _ = read(refresh(), context(), Settings())
+    modelled, _ = read(refresh(), ranked_by(version=3), Settings())
 
     assert (plain.fallback, plain.release.version) == ("trend", 0)
     assert (modelled.fallback, modelled.release.version) == ("none", 3)
 
 
 def test_a_decision_is_left_out_where_settings_say_so_and_is_bounded():
-    _, none = messages(refresh(), context(), Settings(decisions=False))
-    whole, decision = messages(refresh(length=150), context(), Settings())
+    _, none = read(refresh(), context(), Settings(decisions=False))
+    whole, decision = read(refresh(length=150), context(), Settings())
 
     assert none is None
     assert decision is not None
@@ -177,8 +222,8 @@ def test_a_decision_is_left_out_where_settings_say_so_and_is_bounded():
 
 
 def test_a_list_names_either_the_user_or_the_anonymous_one():
-    known, _ = messages(refresh(), context(), Settings())
-    anonymous, _ = messages(refresh(user=user(is_known=False)), context(), Settings())
+    known, _ = read(refresh(), context(), Settings())
+    anonymous, _ = read(refresh(user=user(is_known=False)), context(), Settings())
 
     assert (known.user_id, known.anonymous_id) == ("ada", UNSET)
     assert (anonymous.user_id, anonymous.anonymous_id) == (UNSET, "ada")
@@ -203,3 +248,25 @@ def test_the_state_of_a_list_is_named_by_all_of_the_row():
     touched.row.seq += 1
 
     assert state_digest(touched) != before
+
+
+listed = st.tuples(
+    st.text(min_size=1, max_size=20),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.integers(0, 2),
+    st.sampled_from([Reason("popular"), Reason("interest", text='"\\\n\u2028'), REASON]),
+)
+
+
+@given(st.lists(listed, min_size=1, max_size=60))
+def test_items_made_of_pieces_are_what_the_encoder_writes(entries):
+    texts = ListTexts([item for item, *_ in entries], [])
+    items = [RankedItem(i, score, SOURCES[source], r) for i, score, source, r in entries]
+    candidates = [Candidate(item, score, 1.0) for item, score, *_ in entries]
+
+    heads = texts.heads(list(range(len(entries))))
+    scores = score_texts([score for _, score, *_ in entries])
+    tails = [tail_of(source, reason) for *_, source, reason in entries]
+
+    assert items_text(heads, scores, tails) == encode(items)
+    assert candidates_text(heads, scores) == encode(candidates)

@@ -22,7 +22,7 @@ from export.features import MAX_HISTORY, OTHER_TYPE, age_buckets, gate_features
 from export.items import item_hash
 from export.statistics import CHAIN_DEPTH, ItemStatistics
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64
-from stream.requests import RankRequests, build_requests
+from stream.requests import RankRequests, build_columns
 
 TYPES = {hash32("click"): 1, hash32("like"): 2}
 SIZE = len(ITEMS)
@@ -48,7 +48,7 @@ def users(draw: st.DrawFn, extra: tuple[str, ...] = ("never met",)) -> list[tupl
 def requests_of(
     rows: list[tuple[UserRow, int]], statistics: ItemStatistics, filters_seen: bool = True
 ) -> RankRequests:
-    return build_requests(rows, statistics.index, statistics, TYPES, SIZE, filters_seen)
+    return build_columns(rows, statistics.index, statistics, TYPES, SIZE, filters_seen).requests
 
 
 @given(users(), counted_events())
@@ -176,9 +176,9 @@ def test_a_ranker_reads_no_more_than_the_newest_events(length):
         event = HistoryEvent(hash64(str(number)), item_hash(str(number)), number, number, 1)
         row.fold(event, RowLimits(max_history=200))
 
-    requests = build_requests(
+    requests = build_columns(
         [(row, length)], statistics.index, statistics, {}, len(statistics.index), True
-    )
+    ).requests
 
     assert requests.history_length.tolist() == [MAX_HISTORY]
     newest = index_of([*ITEMS, *map(str, range(length))]).row(str(length - 1))

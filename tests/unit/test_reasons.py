@@ -7,16 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
+from msgspec.json import decode
+from numpy.typing import NDArray
 from statistics_strategies import ITEMS, START_MS, Counted, counted_events, statistics_of
 
 from export.items import item_hash
 from export.statistics import CHAIN_DEPTH, DAY_MS, ItemStatistics
-from stream.catalogue import Catalogue, CatalogueColumns
-from stream.events import Item, Reason, encode
+from stream.catalogue import NO_CATEGORY, Catalogue, CatalogueColumns
+from stream.events import Item, RankedItem, Reason, encode
 from stream.history import HistoryEvent, RowLimits, UserRow, hash64
+from stream.list_texts import ListTexts
 from stream.ranker import RankedLists, StatisticsRanker
-from stream.reasons import NEW_ITEM_MS, reasons_of
-from stream.requests import LiveTensors, RankRequests, build_requests, chain_origins
+from stream.reasons import NEW_ITEM_MS, ReasonTexts, reasons_of
+from stream.requests import LiveTensors, UserColumns, build_columns
 
 TREND, CHAIN, SEQUENCE = range(3)
 #: Two of these or none are given to every item by its number.
@@ -54,9 +57,9 @@ def all_items(statistics: ItemStatistics) -> Catalogue:
     return catalogue_of(statistics, **{item.item_id: item for item in items})
 
 
-def requests_of(users: list[UserRow], statistics: ItemStatistics) -> RankRequests:
+def columns_of(users: list[UserRow], statistics: ItemStatistics) -> UserColumns:
     rows = [(user, START_MS) for user in users]
-    return build_requests(rows, statistics.index, statistics, {}, len(ITEMS), False)
+    return build_columns(rows, statistics.index, statistics, {}, len(ITEMS), False)
 
 
 def told(
@@ -65,11 +68,22 @@ def told(
     lists: RankedLists,
     catalogue: CatalogueColumns,
 ) -> list[list[Reason]]:
-    requests = requests_of(users, statistics)
-    origins = chain_origins(requests, statistics)
-    ids = statistics.index.ids
-    reasons = reasons_of(requests, origins, lists, [START_MS] * len(users), ids, catalogue)
-    return [reasons.of(place, lists.rows.shape[1]) for place in range(len(users))]
+    columns = columns_of(users, statistics)
+    reasons = reasons_of(columns, lists, [START_MS] * len(users), catalogue)
+    texts = ReasonTexts(ListTexts(statistics.index.ids, catalogue.labels))
+    return [
+        [read(tail) for tail in reasons.of(place, lists.rows.shape[1], texts)]
+        for place in range(len(users))
+    ]
+
+
+def read(tail: bytes) -> Reason:
+    """The reason at the end of an item's entry, which is written as the encoder writes it."""
+    head = b'{"item_id":"a","score":0.0'
+    item = decode(head + tail.removesuffix(b","), type=RankedItem)
+    assert encode(item)[len(head) :] + b"," == tail
+    assert isinstance(item.reason, Reason)
+    return item.reason
 
 
 def plain_reason(
@@ -139,7 +153,7 @@ def listed(
     popularity = statistics.popularity()
     live = LiveTensors(popularity, (popularity[1] > 0).astype(np.float32), {}, START_MS)
     size = len(live.known)
-    lists = StatisticsRanker(0.3).rank(requests_of(users, statistics), live, size)
+    lists = StatisticsRanker(0.3).rank(columns_of(users, statistics).requests, live, size)
     lists = lists.ordered(statistics.index.hashes, size)
     ids = statistics.index.ids
     reasons = told(users, statistics, lists, columns)
@@ -191,6 +205,13 @@ def test_an_item_is_new_for_a_week_of_event_time_after_its_publish_time(age_ms, 
     assert reasons["item-3"].code == code
 
 
+def names_in(columns: CatalogueColumns, rows: NDArray[np.int64]) -> list[list[str]]:
+    return [
+        [columns.labels[number] for number in numbers if number != NO_CATEGORY]
+        for numbers in columns.categories_of(rows).tolist()
+    ]
+
+
 def test_columns_handed_out_do_not_change_with_the_catalogue():
     statistics = followed(("item-2", "item-3"))
     item = Item("item-3", 1, categories=["jazz"], publish_time=START_MS)
@@ -204,9 +225,9 @@ def test_columns_handed_out_do_not_change_with_the_catalogue():
     catalogue.take(b"item-3", None)
 
     rows = np.array([row, statistics.index.row("later")])
-    assert [before.categories_of(r) for r in rows.tolist()] == [("jazz",), ()]
-    assert [changed.categories_of(r) for r in rows.tolist()] == [("chess",), ("chess",)]
-    assert [catalogue.columns().categories_of(r) for r in rows.tolist()] == [(), ("chess",)]
+    assert names_in(before, rows) == [["jazz"], []]
+    assert names_in(changed, rows) == [["chess"], ["chess"]]
+    assert names_in(catalogue.columns(), rows) == [[], ["chess"]]
     assert before.published_at(rows)[0] == START_MS and before.published_at(rows)[1] < 0
     assert changed.published_at(rows)[0] == 1
     assert catalogue.columns().published_at(rows).max() < 0
