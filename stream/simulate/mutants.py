@@ -250,4 +250,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("continuity", "slices are taken as they come", _no_continuity),
     Mutant("dropped", "slices that came at a bad moment are not read again", _dropped_is_lost),
     Mutant("fence", "a worker that stood still goes on", _no_fence),
+    Mutant(
+        "changelog-fence",
+        "rows of a former owner that arrive late are taken",
+        guards=ALL_GUARDS.without("changelog-fence"),
+    ),
 )

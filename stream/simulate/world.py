@@ -40,9 +40,8 @@ MAX_STEPS = 2_000_000
 #: What happens to one worker, and what to the engine.
 HARMS = ("kill", "power", "wipe", "pause", "cut", "leave")
 #: How long a worker is cut off. The long ones outlast its session: what it had sent to its broker
-#: before arrives after another worker has its partitions, which nothing prevents.
-CUTS_S = (0.3, 1.0, 3.0)
-LONG_CUTS_S = (8.0, 20.0)
+#: before arrives after another worker has its partitions.
+CUTS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
 FAULTS = (*HARMS, "kill", "cut", "pause", "join", "compact", "lose-tail")
 #: Steps of a batch at which a worker is struck; None: whatever it does.
 STEPS = (None, "fold", "rank", "send", "changelog", "write", "ack")
@@ -116,9 +115,8 @@ def plan_of(rng: random.Random) -> Plan:
 class World:
     """The broker, the workers, and who does harm to them."""
 
-    def __init__(self, seed: int, guards: Guards, has_long_cuts: bool) -> None:
+    def __init__(self, seed: int, guards: Guards) -> None:
         self.rng = random.Random(seed)
-        self._cuts_s = CUTS_S + LONG_CUTS_S if has_long_cuts else CUTS_S
         self.plan = plan_of(self.rng)
         settings = self.plan.settings
         self.loop = VirtualLoop(lambda: self.rng.expovariate(1 / 0.01))
@@ -271,7 +269,7 @@ class World:
             worker.stand_still(self.rng.choice([0.5, 3.0, 8.0, 15.0]))
         elif fault == "cut":
             worker.link.cut()
-            self.loop.call_later(self.rng.choice(self._cuts_s), worker.link.heal)
+            self.loop.call_later(self.rng.choice(CUTS_S), worker.link.heal)
         else:
             worker.die(fault)
             if fault == "power":
@@ -342,9 +340,9 @@ class World:
         return EPOCH_MS + int(self.loop.time() * 1000)
 
 
-def simulate(seed: int, guards: Guards = ALL_GUARDS, has_long_cuts: bool = False) -> Outcome:
+def simulate(seed: int, guards: Guards = ALL_GUARDS) -> Outcome:
     """One run and its verdict; the same seed gives the same run."""
-    world = World(seed, guards, has_long_cuts)
+    world = World(seed, guards)
     findings: list[str] = []
     with _quiet(), _on(world):
         try:
