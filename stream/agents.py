@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from kafka.partitioner import murmur2
 
 from stream import metrics
 from stream.control import hidden_rows
@@ -48,6 +47,7 @@ from stream.outbox import Outbox, SendRecords
 from stream.ranker import RankedLists, Ranker
 from stream.reasons import reasons_of
 from stream.refresh_control import RefreshControl
+from stream.rekeyed import Misrouted, copies_row, send_on
 from stream.releases import ReleaseSwap
 from stream.requests import (
     NO_TENSORS,
@@ -150,6 +150,8 @@ class BatchProcessor:
             await self._store(changes, context.generated_at_ms)
         self._on_step("send")
         sent = await outbox.send(self._send_records, context.generated_at_ms)  # 5.
+        if batch.misrouted:
+            await self._send_on(batch.misrouted, context.generated_at_ms)
         self._take_in_own_deltas(outbox, sent)
         if self._guards.ack_order:
             await self._store(changes, context.generated_at_ms)
@@ -249,9 +251,12 @@ class BatchProcessor:
         for letter in batch.dead_letters:
             key, value, headers = letter.kept_key(), letter.kept_value(), letter.headers()
             outbox.add(settings.topic("dead-letters"), 0, key, value, headers)
-        for misrouted in batch.misrouted:
-            partition = (murmur2(misrouted.key) & 0x7FFFFFFF) % settings.partitions
-            outbox.add(settings.topic("user-events"), partition, misrouted.key, misrouted.value)
+
+    async def _send_on(self, misrouted: list[Misrouted], now_ms: int) -> None:
+        settings, originals = self._settings, self._folder.originals
+        topic = settings.topic("user-events")
+        send_records = self._send_records
+        await send_on(misrouted, originals, settings.partitions, send_records, topic, now_ms)
 
     def _add_refresh(self, refresh: Refresh, context: RefreshContext, outbox: Outbox) -> None:
         """Put in a list with what goes with it, and enter it into its user's row."""
@@ -312,6 +317,9 @@ class BatchProcessor:
                 changes[user.partition].append((user.key, user.row.encode()))
         for partition, has_postponed in self._refreshes.changed_flags(batch).items():
             changes[partition].append(self._table_rows.postponed(has_postponed))
+        # these speak of the rows before them, and must not be there without them
+        for partition, copies in batch.copies.items():
+            changes[partition] += [copies_row(*folded) for folded in copies.items()]
         for partition, offset in batch.last_offsets.items():
             changes[partition].append(self._table_rows.source(offset))
         return changes

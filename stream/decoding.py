@@ -5,6 +5,7 @@ Pure: bytes go in, an event comes out, or the reason for a dead letter.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class Record(Protocol):
     value: bytes | None
     offset: int
     timestamp: int
+    headers: Sequence[tuple[str, bytes | None]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -29,10 +30,12 @@ from stream.history import (
     split_row_key,
 )
 from stream.partitioner import partitions_of
+from stream.rekeyed import Misrouted, Originals, copies_key, folded_up_to
 from stream.settings import Settings
 
 NOT_A_NUMBER = float("nan")
 _FOR_EVER_MS = 2**63
+NO_OFFSETS: AbstractSet[int] = frozenset()
 
 
 class TopicPartition(Protocol):
@@ -142,14 +145,6 @@ class PartitionDeltas:
 
 
 @dataclass(slots=True)
-class Misrouted:
-    """A record whose key is not its user, or that lies on another partition than its key's."""
-
-    key: bytes
-    value: bytes
-
-
-@dataclass(slots=True)
 class FoldedBatch:
     """Everything a batch changes."""
 
@@ -161,6 +156,10 @@ class FoldedBatch:
     no_interests: list[TouchedUser] = field(default_factory=list)
     first_offsets: dict[int, int] = field(default_factory=dict)  # of each partition
     last_offsets: dict[int, int] = field(default_factory=dict)
+    #: Partition -> offsets of copies there that came before.
+    repetitions: dict[int, set[int]] = field(default_factory=dict)
+    #: Partition -> partition of originals -> offset up to which their copies are folded.
+    copies: dict[int, dict[int, int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def count(self, outcome: str, events: int) -> None:
@@ -197,6 +196,7 @@ class Folder:
         self._fingerprint = fingerprint
         self._hash_of_item = hash_of_item
         self._guards = guards
+        self.originals = Originals(topic, fingerprint)
         self._limits = RowLimits(
             settings.max_history,
             settings.max_taken,
@@ -219,6 +219,7 @@ class Folder:
             batch.last_offsets[partition] = piece.records[-1].offset
         for partition, events in accepted.items():
             rows = self._read(partition, events, read_rows)  # 2. read rows
+            self._tell_copies(partition, events, rows, read_rows, batch)
             self._fold_events(events, partition, rows, batch)  # 3. fold
         return batch
 
@@ -236,7 +237,8 @@ class Folder:
             owner = event.user_id if is_known else event.anonymous_id  # type: ignore[union-attr]
             key = owner.encode()  # type: ignore[union-attr]  # events without one are refused
             if record.key != key:
-                batch.misrouted.append(Misrouted(key, record.value or b""))
+                value, where = record.value or b"", piece.tp.partition
+                batch.misrouted.append(Misrouted(key, value, where, record.offset))
                 continue
             kind = CONTROL if is_control else kinds.get(event.type)
             if kind is None or not kind.counts:
@@ -269,6 +271,33 @@ class Folder:
             rows[key] = UserRow(fingerprint) if right_one == partition else None
         return rows
 
+    def _tell_copies(
+        self,
+        partition: int,
+        events: list[_Accepted],
+        rows: dict[bytes, UserRow | None],
+        read_rows: ReadRows,
+        batch: FoldedBatch,
+    ) -> None:
+        """Tell which copies of misrouted records came before, and how far they come with these."""
+        copies = [
+            (offset, original)
+            for offset, _, _, _, key, record in events
+            if record.headers and rows[key] is not None and (original := self.originals.of(record))
+        ]
+        if not copies:
+            return
+        sources = sorted({source for _, (source, _) in copies})
+        kept = read_rows(partition, [copies_key(source) for source in sources])
+        known = {source: folded_up_to(row) for source, row in zip(sources, kept, strict=True)}
+        again = batch.repetitions.setdefault(partition, set())
+        for offset, (source, original_offset) in copies:
+            if original_offset <= known[source]:
+                again.add(offset)
+            else:
+                known[source] = original_offset
+        batch.copies[partition] = known
+
     def _fold_events(
         self,
         events: list[_Accepted],
@@ -283,6 +312,7 @@ class Folder:
         """
         users, limits, hash_of_item = batch.users, self._limits, self._hash_of_item
         skips_replays, max_lateness_ms = self._guards.replay_skip, self._max_lateness_ms
+        repetitions = batch.repetitions.get(partition, NO_OFFSETS)
         deltas = PartitionDeltas()
         replayed = visits = duplicates = late = 0
         for accepted in events:
@@ -312,8 +342,10 @@ class Folder:
                 late += 1
                 continue
             event_hash = id_hash(event.event_id)
-            may_be_known = event_hash in row.ring or row.has_old_ids
-            if may_be_known and row.has_event(event.event_id, event_hash) and skips_replays:
+            is_known = (event_hash in row.ring or row.has_old_ids) and row.has_event(
+                event.event_id, event_hash
+            )
+            if (is_known or offset in repetitions) and skips_replays:
                 duplicates += 1
                 continue
             item_id: str = event.item_id  # type: ignore[assignment]  # refused without one
@@ -345,7 +377,10 @@ class Folder:
         row.applied_offset = offset
         if control is None:
             batch.counts["opted_out"] += 1
-        elif row.has_event(event.event_id, id_hash(event.event_id)) and skips_replays:
+        elif skips_replays and (
+            row.has_event(event.event_id, id_hash(event.event_id))
+            or offset in batch.repetitions.get(user.partition, NO_OFFSETS)
+        ):
             batch.counts["duplicates"] += 1
         else:
             batch.counts["control"] += 1
@@ -366,10 +401,10 @@ class Folder:
         self, accepted: _Accepted, partition: int, row: UserRow | None, batch: FoldedBatch
     ) -> TouchedUser | None:
         """The user of an event, who had none in the batch before; None: belongs elsewhere."""
-        _, event, _, _, key, record = accepted
+        offset, event, _, _, key, record = accepted
         owner = record.key or b""
         if row is None:
-            batch.misrouted.append(Misrouted(owner, record.value or b""))
+            batch.misrouted.append(Misrouted(owner, record.value or b"", partition, offset))
             return None
         is_known = event.user_id is not UNSET
         user = TouchedUser(key, owner.decode(), is_known, event.tenant, partition, row)

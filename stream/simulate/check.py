@@ -18,7 +18,7 @@ from stream.verify.counts import check_counts
 from stream.verify.deltas import check_deltas
 from stream.verify.events import EventRules
 from stream.verify.fold import check_commits, check_dead_letters, check_sent_on, fold_log
-from stream.verify.lists import SentLists, applied_offsets, check_lists
+from stream.verify.lists import SentLists, applied_offsets, check_interests, check_lists
 from stream.verify.report import Check, Report
 from stream.verify.rows import Changelog, check_rows
 
@@ -32,8 +32,11 @@ _FENCE_KEY = b"\x00fence"
 class SimulatedLog:
     """The broker's topics, as `verify` reads them."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, fingerprint: int) -> None:
+        self._broker, self._fingerprint = broker, fingerprint
+
+    def fingerprint(self, topic: str) -> int:
+        return self._fingerprint
 
     def ends(self, topic: str) -> dict[int, int]:
         return {p: self._broker.logs[topic, p].end for p in self._broker.partitions_of(topic)}
@@ -47,7 +50,7 @@ class SimulatedLog:
 
 def check_engine(around: Surroundings, broker: Broker, last: SimulatedWorker) -> Report:
     """The engine is at rest, and `last` has all partitions."""
-    settings, log = around.settings, SimulatedLog(broker)
+    settings, log = around.settings, SimulatedLog(broker, around.fingerprint)
     events = settings.topic("user-events")
     ends = log.ends(events)
     folded = fold_log(log, settings, len(ends))  # type: ignore[arg-type]
@@ -68,6 +71,7 @@ def check_engine(around: Surroundings, broker: Broker, last: SimulatedWorker) ->
             deltas,
             check_counts(snapshot.arrays, state.deltas, half_lives, settings.chain_half_life_ms),
             check_lists(sent, applied, state, stored, topic),
+            check_interests(log.read(settings.topic("interests"), ""), state),
             check_dead_letters(log.read(settings.topic("dead-letters"), ""), events, folded),
             check_sent_on(folded, EventRules(settings, len(ends))),
             check_commits(committed, ends),

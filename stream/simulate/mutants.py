@@ -20,6 +20,7 @@ from stream.kafka.fencing import LoopGuard
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import OFFSET_KEY, SOURCE_KEY, RowTable
 from stream.outbox import Outbox
+from stream.rekeyed import Originals
 from stream.simulate.store import SimulatedStore
 from stream.topics import state_changelog
 
@@ -168,6 +169,10 @@ def _impatient_ring() -> list[Patch]:
     return [(UserRow, "remember", remember)]
 
 
+def _copies_unknown() -> list[Patch]:
+    return [(Originals, "of", lambda self, record: None)]
+
+
 def _rows_apart_from_position() -> list[Patch]:
     def write(self: SimulatedStore, partition: int, rows: Any, changelog_offset: int) -> None:
         batch: dict[bytes, bytes | None] = dict(rows)
@@ -207,6 +212,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "lateness",
         "step 2 without: an event too far behind its user's newest one is folded",
         guards=ALL_GUARDS.without("lateness"),
+    ),
+    Mutant(
+        "copies",
+        "step 2 without: a misrouted record that was sent on twice counts twice",
+        _copies_unknown,
     ),
     Mutant(
         "ack-order",

@@ -42,6 +42,15 @@ HARMS = ("kill", "power", "wipe", "pause", "cut", "leave")
 #: How long a worker is cut off. The long ones outlast its session: what it had sent to its broker
 #: before arrives after another worker has its partitions.
 CUTS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
+#: What users ask for in control events; who has opted out comes back now and then.
+WISHES = (
+    "history_reset",
+    "user_delete",
+    "user_opt_out",
+    "user_opt_in",
+    "user_opt_in",
+    "item_block",
+)
 FAULTS = (*HARMS, "kill", "cut", "pause", "join", "compact", "lose-tail")
 #: Steps of a batch at which a worker is struck; None: whatever it does.
 STEPS = (None, "fold", "rank", "send", "changelog", "write", "ack")
@@ -86,7 +95,7 @@ def plan_of(rng: random.Random) -> Plan:
         batch_wait_ms=rng.choice([0.0, 1.0, 20.0]),
         max_history=5,
         max_taken=4,
-        dedupe_ring=16,
+        dedupe_ring=rng.choice([16, 16, 2, 0]),
         max_lateness_ms=4000,
         list_length=3,
         refresh_debounce_ms=rng.choice([0, 0, 500]),
@@ -300,7 +309,10 @@ class World:
             value = self.rng.choice(sent[-10:])  # a producer's retry
             self._append(json.loads(value)["user_id"], value)
             return
-        value = self._event(user, number, "visit" if draw < 0.3 else "click")
+        if draw < 0.16:
+            value = self._wish(user, number)
+        else:
+            value = self._event(user, number, "visit" if draw < 0.36 else "click")
         sent.append(value)
         if draw > 0.97:
             self._append(user, value, key="somebody")
@@ -319,6 +331,20 @@ class World:
         }
         if kind != "visit":
             body["item_id"] = f"item-{self.rng.randrange(ITEMS)}"
+        return json.dumps(body).encode()
+
+    def _wish(self, user: str, number: int) -> bytes:
+        """A control event."""
+        kind = self.rng.choice(WISHES)
+        body = {
+            "schema": "driftline.control/1",
+            "event_id": f"control-{number}",
+            "type": kind,
+            "event_time": self._now_ms(),
+            "user_id": user,
+        }
+        if kind == "item_block":
+            body["target"] = f"item-{self.rng.randrange(ITEMS)}"
         return json.dumps(body).encode()
 
     def _send_round(self) -> None:

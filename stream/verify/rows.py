@@ -26,6 +26,7 @@ _UNTIMED_MS = 2**63 - 1
 _SOURCE_KEY = b"\x00source"
 _FENCE_KEY = b"\x00fence"  # for the broker: no disk keeps it
 _OWN_KEYS = (_SOURCE_KEY, b"\x00postponed", _FENCE_KEY)
+_COPIES_KEY = b"\x00copies-"  # and the partition of the originals
 _POSITION_KEY = b"__faust\x00offset__"
 _SEPARATOR = "\x1f"
 #: Versions 1 and 2 have 8 bytes an id, and only the second one filters, at its end.
@@ -157,7 +158,9 @@ class Changelog:
         return {
             where: value
             for where, (_, value) in self.values.items()
-            if value is not None and where[1] not in _OWN_KEYS
+            if value is not None
+            and where[1] not in _OWN_KEYS
+            and not where[1].startswith(_COPIES_KEY)
         }
 
     def source_offset(self, partition: int) -> int:
