@@ -25,8 +25,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kafka.partitioner import murmur2
-
 from stream import metrics
 from stream.events import encode
 from stream.guards import Guards
@@ -36,6 +34,7 @@ from stream.outbox import Outbox, SendRecords
 from stream.ranker import Ranker
 from stream.ranking import Ranking
 from stream.refresh_control import RefreshControl
+from stream.rekeyed import Misrouted, copies_row, send_on
 from stream.releases import ReleaseSwap
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder, Slice, TouchedUser
@@ -80,7 +79,9 @@ class BatchProcessor:
         self._folder = folder
         self._refreshes = refreshes
         self._live = live
+        self._send_records = send_records
         self._table_rows = table_rows
+        self._check = check
         self._storing = Storing(
             rows,
             state_changelog(settings),
@@ -135,6 +136,8 @@ class BatchProcessor:
         reasons, context = await self._rank(batch, outbox)  # 4.
         ranked = time.perf_counter()
         self._add_results(batch, context, outbox)
+        if batch.misrouted:
+            await self._send_on(batch.misrouted, context.generated_at_ms)  # 5.
 
         def written() -> None:
             self._on_step("ack")
@@ -189,9 +192,14 @@ class BatchProcessor:
         for letter in batch.dead_letters:
             key, value, headers = letter.kept_key(), letter.kept_value(), letter.headers()
             outbox.add(settings.topic("dead-letters"), 0, key, value, headers)
-        for misrouted in batch.misrouted:
-            partition = (murmur2(misrouted.key) & 0x7FFFFFFF) % settings.partitions
-            outbox.add(settings.topic("user-events"), partition, misrouted.key, misrouted.value)
+
+    async def _send_on(self, misrouted: list[Misrouted], now_ms: int) -> None:
+        """Send records to where they belong; acknowledged before any row says that it is done."""
+        self._check()
+        settings, originals = self._settings, self._folder.originals
+        topic = settings.topic("user-events")
+        send_records = self._send_records
+        await send_on(misrouted, originals, settings.partitions, send_records, topic, now_ms)
 
     def _add_swap(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
         """Put down from which offsets on this worker ranks with another release than before."""
@@ -215,6 +223,9 @@ class BatchProcessor:
                 changes[user.partition].append((user.key, user.row.encode()))
         for partition, has_postponed in self._refreshes.changed_flags(batch).items():
             changes[partition].append(self._table_rows.postponed(has_postponed))
+        # these speak of the rows before them, and must not be there without them
+        for partition, copies in batch.copies.items():
+            changes[partition] += [copies_row(*folded) for folded in copies.items()]
         for partition, offset in batch.last_offsets.items():
             changes[partition].append(self._table_rows.source(offset))
         return changes

@@ -18,18 +18,25 @@ from stream.agents import BatchProcessor, TableRows
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import source_fingerprint
 from stream.kafka.batches import BatchOptions, RecordBatch
+from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.producer import Delivery, Headers, KeyValue
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import RowTable, postponed_row, source_row
 from stream.kafka.watchdog import ProgressWatchdog
-from stream.kafka.wiring import BrokerLimits, faust_settings, install, loop_guard
+from stream.kafka.wiring import (
+    BrokerLimits,
+    changelog_fence_of,
+    faust_settings,
+    install,
+    loop_guard,
+)
 from stream.live import LiveParts, statistics_source
 from stream.refresh_control import RefreshControl
 from stream.refused import RefusingFolder
 from stream.settings import Settings
 from stream.shared_outputs import SharedOutputs
-from stream.topics import STATE_TABLE
+from stream.topics import STATE_TABLE, fenced_beside
 
 #: "STEP:N" ends the process with SIGKILL when it reaches that step for the Nth time.
 CRASH_VARIABLE = "DRIFTLINE_TEST_CRASH"
@@ -40,6 +47,7 @@ class WorkerParts:
     """The services of one worker, in the order in which they start."""
 
     fence: LoopGuard
+    changelog_fence: ChangelogFence
     watchdog: ProgressWatchdog
     live: LiveParts
     shared: SharedOutputs
@@ -47,7 +55,14 @@ class WorkerParts:
 
     def services(self) -> list[Service]:
         """All of them; statistics, catalogue and release are there before the app joins."""
-        return [self.fence, self.watchdog, self.live, self.shared, self.app]
+        return [
+            self.fence,
+            self.changelog_fence,
+            self.watchdog,
+            self.live,
+            self.shared,
+            self.app,
+        ]
 
 
 def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS) -> WorkerParts:
@@ -55,6 +70,7 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
     app = _faust_app(settings)
     events = settings.topic("user-events")
     tables: list[RowTable] = []
+    changelog_fence = changelog_fence_of(app, fenced_beside(settings))
     install(
         app,
         BatchOptions(
@@ -63,6 +79,8 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
             on_assigned=lambda partitions: refreshes.assigned(
                 {partition: table.has_postponed(partition) for partition in partitions}
             ),
+            fence=changelog_fence.take if guards.changelog_fence else None,
+            release=changelog_fence.release,
             max_slice_records=settings.batch_records,
             max_batch_bytes=settings.max_batch_bytes,
         ),
@@ -117,7 +135,7 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
         ),
         statistics_source(settings),
     )
-    return WorkerParts(fence, ProgressWatchdog(app), live, shared, app)
+    return WorkerParts(fence, changelog_fence, ProgressWatchdog(app), live, shared, app)
 
 
 def _faust_app(settings: Settings) -> faust.App:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-GuardName = Literal["replay-skip", "ack-order", "watermark", "lateness"]
+GuardName = Literal["replay-skip", "ack-order", "watermark", "lateness", "changelog-fence"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,8 @@ class Guards:
     #: An event too far behind its user's newest one, whose id the ring may have dropped, is not
     #: folded.
     lateness: bool = True
+    #: Whoever has a changelog partition keeps former owners from writing to it.
+    changelog_fence: bool = True
 
     def without(self, name: GuardName | None) -> Guards:
         """These guards less one."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -39,10 +40,12 @@ from stream.history import (
     split_row_key,
 )
 from stream.partitioner import partitions_of
+from stream.rekeyed import Misrouted, Originals, copies_key, folded_up_to
 from stream.row_codec import EVENT_BYTES, HASH_BYTES, RING_ENTRY_BYTES
 from stream.settings import Settings
 
 _FOR_EVER_MS = 2**63
+NO_OFFSETS: AbstractSet[int] = frozenset()
 
 
 class TopicPartition(Protocol):
@@ -131,14 +134,6 @@ class TouchedUser:
 
 
 @dataclass(slots=True)
-class Misrouted:
-    """A record whose key is not its user, or that lies on another partition than its key's."""
-
-    key: bytes
-    value: bytes
-
-
-@dataclass(slots=True)
 class FoldedBatch:
     """Everything a batch changes."""
 
@@ -150,6 +145,10 @@ class FoldedBatch:
     no_interests: list[TouchedUser] = field(default_factory=list)
     first_offsets: dict[int, int] = field(default_factory=dict)  # of each partition
     last_offsets: dict[int, int] = field(default_factory=dict)
+    #: Partition -> offsets of copies there that came before.
+    repetitions: dict[int, set[int]] = field(default_factory=dict)
+    #: Partition -> partition of originals -> offset up to which their copies are folded.
+    copies: dict[int, dict[int, int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def count(self, outcome: str, events: int) -> None:
@@ -182,6 +181,7 @@ class Folder:
         self._fingerprint = fingerprint
         self._hashes_of = hashes_of
         self._guards = guards
+        self.originals = Originals(topic, fingerprint)
         self._limits = RowLimits(
             settings.max_history,
             settings.max_taken,
@@ -206,6 +206,7 @@ class Folder:
             if events.events:
                 columns = by_user(events, self._hashes_of)
                 rows = self._read(partition, columns, read_rows)  # 2. read rows
+                self._tell_copies(partition, events, rows, read_rows, batch)
                 self._fold_users(columns, partition, rows, batch)  # 3. fold
         return batch
 
@@ -221,7 +222,7 @@ class Folder:
             for event in events  # one without either is refused
         ]
         if None in kinds or owners != [record.key for record in records]:
-            left = self._leave_out(decoded, owners, kinds, batch)
+            left = self._leave_out(decoded, owners, kinds, piece.tp.partition, batch)
             records, events = left.records, left.events
             kinds = self._kinds_of(events)
         accepted.records += records
@@ -243,7 +244,12 @@ class Folder:
         return [CONTROL if type(event) is ControlEvent else get(event.type) for event in events]
 
     def _leave_out(
-        self, decoded: Decoded, owners: list[bytes], kinds: list[Kind | None], batch: FoldedBatch
+        self,
+        decoded: Decoded,
+        owners: list[bytes],
+        kinds: list[Kind | None],
+        partition: int,
+        batch: FoldedBatch,
     ) -> Decoded:
         """The events that count here; of the others is put down what they are."""
         left = Decoded()
@@ -251,7 +257,7 @@ class Folder:
             decoded.records, decoded.events, owners, kinds, strict=True
         ):
             if record.key != owner:
-                batch.misrouted.append(Misrouted(owner, record.value or b""))
+                batch.misrouted.append(_misrouted(owner, record, partition))
             elif kind is None:
                 batch.count("ignored" if event.type in self._kinds else "unknown_type", 1)
             else:
@@ -280,6 +286,33 @@ class Folder:
             rows[key] = UserRow(fingerprint) if right_one == partition else None
         return rows
 
+    def _tell_copies(
+        self,
+        partition: int,
+        events: AcceptedEvents,
+        rows: dict[bytes, UserRow | None],
+        read_rows: ReadRows,
+        batch: FoldedBatch,
+    ) -> None:
+        """Tell which copies of misrouted records came before, and how far they come with these."""
+        copies = [
+            (record.offset, original)
+            for record, key in zip(events.records, events.row_keys, strict=True)
+            if record.headers and rows[key] is not None and (original := self.originals.of(record))
+        ]
+        if not copies:
+            return
+        sources = sorted({source for _, (source, _) in copies})
+        kept = read_rows(partition, [copies_key(source) for source in sources])
+        known = {source: folded_up_to(row) for source, row in zip(sources, kept, strict=True)}
+        again = batch.repetitions.setdefault(partition, set())
+        for offset, (source, original_offset) in copies:
+            if original_offset <= known[source]:
+                again.add(offset)
+            else:
+                known[source] = original_offset
+        batch.copies[partition] = known
+
     def _fold_users(
         self,
         columns: EventColumns,
@@ -288,17 +321,21 @@ class Folder:
         batch: FoldedBatch,
     ) -> None:
         """Fold each user's events that were not applied before; all users are touched."""
+        again = batch.repetitions.get(partition, NO_OFFSETS)
         deltas = DeltaBuilder(columns.kept, min(CHAIN_DEPTH, self._limits.max_history))
         for key, span in columns.users.items():
             row = rows[key]
             if row is None:  # on this partition nothing of the user may be folded
-                for record in columns.all.records[span.begin : span.end]:
-                    batch.misrouted.append(Misrouted(record.key or b"", record.value or b""))
+                batch.misrouted += [
+                    _misrouted(record.key or b"", record, partition)
+                    for record in columns.all.records[span.begin : span.end]
+                ]
                 continue
             user = batch.users.get(key)
             if user is None:
                 user = batch.users[key] = _touched(key, columns.all, span, partition, row)
-            if self._is_plain(columns, span, user.row):
+            offsets = columns.all.offsets[span.begin : span.end]
+            if again.isdisjoint(offsets) and self._is_plain(columns, span, user.row):
                 self._fold_whole(columns, span, user, deltas, batch)
             else:
                 self._fold_singly(columns.all, span, user, deltas, batch)
@@ -390,12 +427,23 @@ class Folder:
                 counts["visits"] += 1
             elif is_late:
                 counts["late"] += 1
-            elif row.has_event(event.event_id, id_hash(event.event_id)) and skips_replays:
+            elif skips_replays and self._came_before(event, offset, user, batch):
                 counts["duplicates"] += 1
             else:
                 kept = self._history_event(event, time_ms, offset, kind)
                 previous = row.fold(kept, self._limits)
                 deltas.add(event.item_id or "", kept, previous, kind.weight)
+
+    def _came_before(
+        self,
+        event: UserEvent | ControlEvent,
+        offset: int,
+        user: TouchedUser,
+        batch: FoldedBatch,
+    ) -> bool:
+        """Whether an event that lies at a new offset was folded from another one."""
+        is_copy = offset in batch.repetitions.get(user.partition, NO_OFFSETS)
+        return is_copy or user.row.has_event(event.event_id, id_hash(event.event_id))
 
     def _fold_beside(
         self,
@@ -418,7 +466,10 @@ class Folder:
         row.applied_offset = offset
         if control is None:
             batch.counts["opted_out"] += 1
-        elif row.has_event(event.event_id, id_hash(event.event_id)) and skips_replays:
+        elif skips_replays and (
+            row.has_event(event.event_id, id_hash(event.event_id))
+            or offset in batch.repetitions.get(user.partition, NO_OFFSETS)
+        ):
             batch.counts["duplicates"] += 1
         else:
             batch.counts["control"] += 1
@@ -463,6 +514,10 @@ def _touched(
     """The user of these events, as before them."""
     first = events.events[span.begin]
     return TouchedUser(key, _owner(first), first.user_id is not UNSET, first.tenant, partition, row)
+
+
+def _misrouted(owner: bytes, record: Record, partition: int) -> Misrouted:
+    return Misrouted(owner, record.value or b"", partition, record.offset)
 
 
 def _is_home(event: UserEvent | ControlEvent) -> bool:

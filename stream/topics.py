@@ -46,6 +46,12 @@ class TopicSpec:
     configs: dict[str, str]
 
 
+def fenced_beside(settings: Settings) -> list[str]:
+    """Topics of which each partition has one writer, the owner of that number's state, and in which
+    the newest record of a key counts."""
+    return [settings.topic("recommendations"), settings.topic("interests")]
+
+
 def state_changelog(settings: Settings) -> str:
     """The changelog of the users' rows."""
     return f"{settings.prefix}{settings.group}-{STATE_TABLE}-changelog"

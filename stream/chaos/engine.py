@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -78,7 +78,12 @@ class Engine:
         self.workers.append(worker)
         return worker
 
-    def supervised(self, workers: Iterable[WorkerProcess], patience_s: float = _PATIENCE_S) -> None:
+    def supervised(
+        self,
+        workers: Iterable[WorkerProcess],
+        patience_s: float = _PATIENCE_S,
+        arguments: Sequence[str] = (),
+    ) -> None:
         """Wait until all that is in the log now is committed, starting again what has ended.
 
         Raises StuckError with the workers' last words if it is not by then.
@@ -88,7 +93,7 @@ class Engine:
         def is_done() -> bool:
             nonlocal ends
             for worker in workers:
-                worker.start_if_ended()
+                worker.start_if_ended(*arguments)
             try:
                 ends = ends or self.commits.ends()
                 return self.commits.is_done(ends)

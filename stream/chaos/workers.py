@@ -88,11 +88,11 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             return None
 
-    def start_if_ended(self) -> None:
+    def start_if_ended(self, *arguments: str) -> None:
         """What a supervisor does: start again what has ended by itself."""
         if self._process is not None and (code := self._process.poll()) is not None:
             self.unexpected_ends.append(code)
-            self.start()
+            self.start(*arguments)
 
     def wipe(self) -> None:
         """Remove its disk."""

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import KafkaAdminClient
+from kafka.admin import ConfigResource, KafkaAdminClient
 from kafka.errors import KafkaError
 
+from stream.doctor.fence import BROKER_SETTINGS, check_fence
 from stream.doctor.findings import Finding
 from stream.settings import Settings
 from stream.topics import BrokerError, TopicsError, check_topics
@@ -43,6 +44,20 @@ class KafkaLook:
                 "start more nodes or lower it: topics cannot be created",
             )
         return Finding("broker", "ok", said)
+
+    def check_fence(self) -> Finding:
+        """Changelogs can be fenced, and stay it."""
+        nodes = [node["broker_id"] for node in self._admin.describe_cluster()["brokers"]]
+        wanted = ConfigResource("BROKER", str(nodes[0]), dict.fromkeys(BROKER_SETTINGS, ""))
+        try:
+            (found,) = self._admin.describe_configs([wanted], config_filter="all")[
+                "broker"
+            ].values()
+        except (KafkaError, KeyError):  # of a broker that is not Kafka
+            found = {}
+        known = {name: int(found[name]["value"]) for name in BROKER_SETTINGS if name in found}
+        has_coordinator = bool(self._consumer.partitions_for_topic("__transaction_state"))
+        return check_fence(known, len(nodes), has_coordinator)
 
     def check_group(self) -> Finding:
         """Workers are members of the group, and it keeps up with user-events."""

@@ -38,7 +38,7 @@ def examine(settings: Settings, sample: int) -> Iterator[Finding]:
         said = f"Kafka at {settings.bootstrap} cannot be used: {error or type(error).__name__}"
         advice = "start it, or set `bootstrap` (--bootstrap) to where it is"
         yield Finding("broker", "fail", said, advice)
-        for name in ("topics", *_OF_RECORDS, "group"):
+        for name in ("topics", "fence", *_OF_RECORDS, "group"):
             yield Finding(name, "skip", "needs the broker")
         yield check_registry(settings, None)
 
@@ -46,6 +46,7 @@ def examine(settings: Settings, sample: int) -> Iterator[Finding]:
 def _on_kafka(settings: Settings, look: KafkaLook, sample: int) -> Iterator[Finding]:
     yield look.check_broker()
     yield check_needed_topics(settings)
+    yield look.check_fence()
     yield from _on_records(settings, look, sample)
     yield _told(look.check_group)
     yield check_registry(settings, _live(settings, look))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiokafka.structs import ConsumerRecord
@@ -26,6 +26,11 @@ SourceWatermark = Callable[[int], int | None]
 
 #: `on_assigned(partitions)`: numbers of the partitions that this worker has now.
 OnAssigned = Callable[[set[int]], None]
+
+#: `fence(changelogs)`: let only this worker write to these partitions; gives the offset of the row
+#: that it wrote to each. `release(partitions)`: they are not this worker's any more.
+Fence = Callable[[Collection[TP]], Awaitable[Mapping[TP, int]]]
+Release = Callable[[Collection[TP]], None]
 
 #: `on_gap(tp, expected_offset, got_offset)`: records from expected to got - 1 cannot be read.
 OnGap = Callable[[TP, int, int], None]
@@ -64,6 +69,8 @@ class BatchOptions:
     `source_watermark`: where the state stands; without it only committed offsets count.
     `on_assigned`: told the batch topics' partitions of this worker after every rebalance, when
         their state is restored and before anything is delivered.
+    `fence`, `release`: called for changelogs of row tables before it is asked where those of this
+        worker end, and for all partitions that it gives back; without, former owners may write on.
     `on_gap`: told of every loss, after it was logged and counted. An exception ends the worker.
     `max_slice_records`: a fetched slice is cut to this, so that `record_batches(max_records)`
         overshoots by less.
@@ -77,6 +84,8 @@ class BatchOptions:
     batch_topics: frozenset[str]
     source_watermark: SourceWatermark | None = None
     on_assigned: OnAssigned | None = None
+    fence: Fence | None = None
+    release: Release | None = None
     on_gap: OnGap | None = None
     max_slice_records: int = 256
     max_batch_bytes: int = MAX_BATCH_BYTES

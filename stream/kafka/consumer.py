@@ -29,7 +29,7 @@ from stream.kafka.bounded import bound_fetches
 from stream.kafka.continuity import Continuity
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
-from stream.kafka.restore import restore, restored_offsets
+from stream.kafka.restore import pass_over, restore, restored_offsets
 from stream.kafka.table import RowTable
 
 #: One wait for records; also how often a quiet consumer looks whether it should stop.
@@ -279,6 +279,20 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     # -- where reading starts ---------------------------------------------------------------
 
+    async def highwaters(self, *partitions: TP) -> dict[TP, int]:
+        """Where partitions end; of this worker's own changelogs, for everybody else.
+
+        Faust asks it of them when it begins to recover, and of no others that it has.
+        """
+        if self.options.fence is not None:
+            tables = self.app.tables
+            own = tables.recovery.active_tps.intersection(partitions)
+            rows = {tp for tp in own if isinstance(tables._changelogs[tp.topic], RowTable)}
+            for tp, offset in (await self.options.fence(rows)).items():
+                pass_over(tables, tp, offset)
+        ends: dict[TP, int] = await super().highwaters(*partitions)
+        return ends
+
     async def perform_seek(self) -> None:
         """Put every source partition where its state and its committed offset say.
 
@@ -364,6 +378,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         await super().on_partitions_revoked(revoked)  # waits for the batch in work, and commits
+        if self.options.release is not None:
+            self.options.release(revoked)
         for tp in revoked:
             self.continuity.forget(tp)
             self._acked_through.pop(tp, None)

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import repeat
 
+from aiokafka.errors import DuplicateSequenceNumber, ProducerFenced
 from aiokafka.structs import RecordMetadata
 from faust.transport.drivers import aiokafka as driver
 
 from export.errors import DriftlineError
+from stream.kafka.epochs import ProducerEpoch
 
 #: One record: key and value, either of which may be None.
 KeyValue = tuple[bytes | None, bytes | None]
@@ -38,8 +40,21 @@ class RecordTooLargeError(DriftlineError):
     """A record cannot be sent; nothing of the call was."""
 
 
+class ChangelogFencedError(DriftlineError):
+    """Rows are refused: their changelog partition has another owner."""
+
+
 class BatchProducer(driver.Producer):  # type: ignore[misc]
-    """Faust's producer, plus `send_records`."""
+    """Faust's producer, plus `send_records`.
+
+    `epochs`: under which producer epoch to write to which partitions; of `fenced_topics`, others
+        are not written to. `changelog_fence` keeps both.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.epochs: dict[tuple[str, int], ProducerEpoch] = {}
+        self.fenced_topics: set[str] = set()
 
     async def send_records(
         self,
@@ -54,7 +69,8 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
 
         `headers` has one entry for each record. Deliveries come in the order of the records,
         together they cover all of them; no record means no delivery. Every delivery must be
-        awaited: a failed one raises aiokafka's KafkaError there and nowhere else.
+        awaited: a failed one raises aiokafka's KafkaError, or ChangelogFencedError, there and
+        nowhere else.
 
         Raises RecordTooLargeError, before anything is sent, when a record with its overhead
         is above `producer_max_request_size` (the broker's limit is `message.max.bytes`).
@@ -82,7 +98,13 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
     ) -> Delivery:
         batch.close()
         count: int = batch.record_count()
-        sent = await self._ensure_producer().send_batch(batch, topic, partition=partition)
+        producer, epoch = self._ensure_producer(), self.epochs.get((topic, partition))
+        if epoch is not None:
+            sent = await epoch.send(producer, batch, topic, partition)
+        elif topic in self.fenced_topics:
+            raise ChangelogFencedError(f"partition {partition} of {topic!r} is not this worker's")
+        else:
+            sent = await producer.send_batch(batch, topic, partition=partition)
         delivery: Delivery = asyncio.get_running_loop().create_future()
         sent.add_done_callback(partial(_settle, delivery, count))
         return delivery
@@ -119,6 +141,17 @@ def _settle(delivery: Delivery, count: int, sent: asyncio.Future[RecordMetadata]
     elif sent.cancelled():
         delivery.cancel()
     elif (error := sent.exception()) is not None:
-        delivery.set_exception(error)
+        delivery.set_exception(_of_fence(error))
+    elif (offset := sent.result().offset) < 0:  # there already, and the broker forgot where
+        delivery.set_exception(DuplicateSequenceNumber())
     else:
-        delivery.set_result((sent.result().offset, count))
+        delivery.set_result((offset, count))
+
+
+def _of_fence(error: BaseException) -> BaseException:
+    if not isinstance(error, ProducerFenced):
+        return error
+    return ChangelogFencedError(
+        "another worker has the changelog partition of these rows by now: they are dropped, that "
+        "worker does the work. If this comes often, look for what keeps workers from Kafka"
+    )

@@ -48,6 +48,17 @@ async def restore(
     return True
 
 
+def pass_over(tables: TableManager, tp: TP, offset: int) -> None:
+    """Take note of a row of the fence that this worker has written itself, if it has all before it:
+    so a start with nothing else to be read need not read."""
+    offsets = restored_offsets(tables, tp)
+    if offsets is None or offset - 1 != (-1 if offsets.get(tp) is None else offsets[tp]):
+        return
+    table: RowTable = tables._changelogs[tp.topic]
+    table.write(tp.partition, [], offset)
+    offsets[tp] = offset
+
+
 def restored_offsets(tables: TableManager, tp: TP) -> dict[TP, int | None] | None:
     """Where Faust notes how far changelogs like this one are applied; None = it is not ours."""
     recovery = tables.recovery

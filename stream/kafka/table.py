@@ -33,6 +33,10 @@ SOURCE_KEY = b"\x00source"
 #: Key of the row that is there while rows of the partition tell of postponed lists.
 POSTPONED_KEY = b"\x00postponed"
 
+#: Key of the row that an owner of the partition writes first (see `changelog_fence`). It is for the
+#: broker: no disk keeps it.
+FENCE_KEY = b"\x00fence"
+
 #: Keys that begin so are the table's own; no user's does.
 _OWN = b"\x00"
 
@@ -40,6 +44,7 @@ _OWN = b"\x00"
 OFFSET_KEY: bytes = rocksdb.Store.offset_key
 
 _SOURCE_OFFSET = struct.Struct("<q")
+_PRODUCER = struct.Struct("<qh")
 
 #: One cache for all partitions of a table. Faust's default is 2 GiB for each partition.
 BLOCK_CACHE_BYTES = 64 * 1024**2
@@ -127,6 +132,7 @@ class RowTable(Table):  # type: ignore[misc]
         Only the newest row of each key is written: it alone would be left in any case.
         """
         newest = {record.key: record.value for record in records}
+        newest.pop(FENCE_KEY, None)
         self.write(partition, newest.items(), records[-1].offset)
 
     def _new_store(self) -> RowStore:
@@ -156,6 +162,11 @@ def source_row(offset: int) -> Row:
 def postponed_row(has_postponed: bool) -> Row:
     """The row that says whether rows of its partition tell of postponed lists."""
     return POSTPONED_KEY, b"1" if has_postponed else None
+
+
+def fence_row(producer_id: int, epoch: int) -> Row:
+    """The row under whose epoch the rows after it were written."""
+    return FENCE_KEY, _PRODUCER.pack(producer_id, epoch)
 
 
 def _unpack_offset(packed: bytes) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import faust
 
 from stream.kafka.batches import BatchOptions
+from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.consumer import BatchConsumer
+from stream.kafka.epochs import KafkaCoordinator
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.producer import MAX_BATCH_BYTES
 from stream.kafka.stream import BatchStream
@@ -66,6 +70,17 @@ def install(app: faust.App, options: BatchOptions) -> BatchTransport:
     app.transport = transport
     app.producer_transport = BatchTransport(app.conf.broker_producer, app, options)
     return transport
+
+
+def changelog_fence_of(app: faust.App, beside: Collection[str] = ()) -> ChangelogFence:
+    """The fence of this app's changelogs, and of topics `beside` them; its `take` and `release`
+    belong into the options."""
+    return ChangelogFence(
+        lambda: app.producer,
+        KafkaCoordinator(lambda: app.producer._ensure_producer().client),
+        lambda: int(time.time() * 1000),
+        beside,
+    )
 
 
 def loop_guard(app: faust.App) -> LoopGuard:

@@ -6,11 +6,11 @@ same contract. It knows no time of its own: delays and losses are the network's.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import InvalidProducerEpoch, OffsetOutOfRangeError, OutOfOrderSequenceNumber
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
 Headers = Sequence[tuple[str, bytes]]
@@ -18,6 +18,22 @@ Entry = tuple[bytes | None, bytes | None, Headers]
 #: Topic and partition.
 Where = tuple[str, int]
 Reply = Literal["ok", "rebalance", "illegal_generation", "unknown_member"]
+#: Producer id, epoch and first sequence number of a batch.
+Producer = tuple[int, int, int]
+NO_PRODUCER: Producer = (-1, -1, -1)
+#: Batches of a producer that a partition knows again.
+_REMEMBERED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ProducedBatch:
+    """What a partition remembers of a batch: who wrote it, and its offsets."""
+
+    producer_id: int
+    epoch: int
+    sequence: int
+    base: int
+    count: int
 
 
 class PartitionLog:
@@ -28,10 +44,24 @@ class PartitionLog:
         self.records: list[ConsumerRecord] = []
         self.end = 0
         self._cleaned = 0
+        self._batches: dict[int, list[ProducedBatch]] = {}
 
-    def append(self, entries: Iterable[Entry], timestamp_ms: int) -> int:
-        """Write records; returns the first one's offset."""
+    def append(
+        self, entries: Sequence[Entry], timestamp_ms: int, producer: Producer = NO_PRODUCER
+    ) -> int:
+        """Write records; returns the first one's offset.
+
+        A producer's batch that is here is not written again. Raises InvalidProducerEpoch where its
+        id has written here under a later epoch, OutOfOrderSequenceNumber where a batch is missing
+        before it.
+        """
         base = self.end
+        if producer[0] >= 0:
+            written = self._written(producer, len(entries))
+            if written is not None:
+                return written.base
+            batch = ProducedBatch(*producer, base, len(entries))
+            self._batches.setdefault(producer[0], []).append(batch)
         for key, value, headers in entries:
             self.records.append(
                 ConsumerRecord(
@@ -50,6 +80,30 @@ class PartitionLog:
             )
             self.end += 1
         return base
+
+    def _written(self, producer: Producer, count: int) -> ProducedBatch | None:
+        """The same batch, if it is here; raises what a batch is refused with."""
+        producer_id, epoch, sequence = producer
+        before = self._batches.get(producer_id)
+        if not before:
+            return None
+        last = before[-1]
+        if epoch < last.epoch:
+            raise InvalidProducerEpoch
+        if epoch > last.epoch:
+            if sequence:
+                raise OutOfOrderSequenceNumber
+            return None
+        for batch in before[-_REMEMBERED:]:
+            if (epoch, sequence, count) == (batch.epoch, batch.sequence, batch.count):
+                return batch
+        if sequence != last.sequence + last.count:
+            raise OutOfOrderSequenceNumber
+        return None
+
+    def producers(self) -> dict[int, int]:
+        """The epoch of each producer id that has written here."""
+        return {producer_id: batches[-1].epoch for producer_id, batches in self._batches.items()}
 
     def read(self, offset: int, count: int) -> list[ConsumerRecord]:
         """Up to `count` records from this offset, or the next one there is, on.
@@ -74,6 +128,10 @@ class PartitionLog:
         """
         self.end = max(self.end - count, self._cleaned, 0)
         self.records = [record for record in self.records if record.offset < self.end]
+        for producer_id, batches in list(self._batches.items()):
+            self._batches[producer_id] = [b for b in batches if b.base + b.count <= self.end]
+            if not self._batches[producer_id]:
+                del self._batches[producer_id]
 
     def compact(self, below: int) -> None:
         """Of the records below an offset, keep the last of each key."""
@@ -220,7 +278,7 @@ class Group:
 
 
 class Broker:
-    """All topics, and the group of the workers."""
+    """All topics, the group of the workers, and the coordinator of producer epochs."""
 
     def __init__(self, topics: dict[str, int], group: Group) -> None:
         self.group = group
@@ -229,6 +287,13 @@ class Broker:
             for topic, partitions in topics.items()
             for partition in range(partitions)
         }
+        self._epochs: dict[str, tuple[int, int]] = {}
+
+    def next_epoch(self, transactional_id: str) -> tuple[int, int]:
+        """The producer id of a transactional id, and the epoch after its last."""
+        producer_id, epoch = self._epochs.get(transactional_id, (len(self._epochs), -1))
+        self._epochs[transactional_id] = producer_id, epoch + 1
+        return producer_id, epoch + 1
 
     def partitions_of(self, topic: str) -> list[int]:
         """The numbers of a topic's partitions."""

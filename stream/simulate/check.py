@@ -18,7 +18,7 @@ from stream.verify.counts import check_counts
 from stream.verify.deltas import check_deltas
 from stream.verify.events import EventRules
 from stream.verify.fold import check_commits, check_dead_letters, check_sent_on, fold_log
-from stream.verify.lists import SentLists, applied_offsets, check_lists
+from stream.verify.lists import SentLists, applied_offsets, check_interests, check_lists
 from stream.verify.report import Check, Report
 from stream.verify.rows import Changelog, check_rows
 
@@ -26,13 +26,17 @@ if TYPE_CHECKING:
     from stream.simulate.worker import SimulatedWorker, Surroundings
 
 _POSITION_KEY = b"__faust\x00offset__"
+_FENCE_KEY = b"\x00fence"
 
 
 class SimulatedLog:
     """The broker's topics, as `verify` reads them."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, broker: Broker, fingerprint: int) -> None:
+        self._broker, self._fingerprint = broker, fingerprint
+
+    def fingerprint(self, topic: str) -> int:
+        return self._fingerprint
 
     def ends(self, topic: str) -> dict[int, int]:
         return {p: self._broker.logs[topic, p].end for p in self._broker.partitions_of(topic)}
@@ -46,7 +50,7 @@ class SimulatedLog:
 
 def check_engine(around: Surroundings, broker: Broker, last: SimulatedWorker) -> Report:
     """The engine is at rest, and `last` has all partitions."""
-    settings, log = around.settings, SimulatedLog(broker)
+    settings, log = around.settings, SimulatedLog(broker, around.fingerprint)
     events = settings.topic("user-events")
     ends = log.ends(events)
     folded = fold_log(log, settings, len(ends))  # type: ignore[arg-type]
@@ -67,6 +71,7 @@ def check_engine(around: Surroundings, broker: Broker, last: SimulatedWorker) ->
             deltas,
             check_counts(snapshot.arrays, state.deltas, half_lives, settings.chain_half_life_ms),
             check_lists(sent, applied, state, stored, topic),
+            check_interests(log.read(settings.topic("interests"), ""), state),
             check_dead_letters(log.read(settings.topic("dead-letters"), ""), events, folded),
             check_sent_on(folded, EventRules(settings, len(ends))),
             check_commits(committed, ends),
@@ -80,13 +85,15 @@ def check_last_disk(worker: SimulatedWorker, changelog: Changelog) -> Check:
     for partition, end in changelog.ends.items():
         disk = worker.disk.rows(partition)
         position = int(disk.pop(_POSITION_KEY, b"-1"))
-        if position != end - 1:
-            check.miss(f"partition {partition} stands at {position}, its changelog ends at {end}")
-        for (of, key), (_, value) in changelog.values.items():
-            if of == partition:
-                check.checked += 1
-                if disk.get(key) != value:
-                    check.miss(
-                        f"the row of {key!r} in partition {partition} is not that of its log"
-                    )
+        rows = {k: row for (of, k), row in changelog.values.items() if of == partition}
+        rows.pop(_FENCE_KEY, None)  # renewed at any time, and on no disk
+        newest = max((offset for offset, _ in rows.values()), default=-1)
+        if not newest <= position < end:
+            check.miss(
+                f"partition {partition} stands at {position}, its changelog at {newest} of {end}"
+            )
+        for key, (_, value) in rows.items():
+            check.checked += 1
+            if disk.get(key) != value:
+                check.miss(f"the row of {key!r} in partition {partition} is not that of its log")
     return check

@@ -22,7 +22,7 @@ from stream.simulate.world import Outcome, simulate
 SEEDS_FILE = Path(__file__).with_name("seeds.txt")
 
 
-def run(seeds: int, first: int, mutate: str | None, long_cuts: bool, as_json: bool) -> int:
+def run(seeds: int, first: int, mutate: str | None, as_json: bool) -> int:
     """Do what the verb is asked; returns the exit code."""
     if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets is a part of the seed
         environment = os.environ | {"PYTHONHASHSEED": "0"}
@@ -31,7 +31,7 @@ def run(seeds: int, first: int, mutate: str | None, long_cuts: bool, as_json: bo
     # tasks of dead hosts are never resumed: that is what a death is
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     if mutate is None:
-        return run_seeds(range(first, first + seeds), long_cuts, as_json)
+        return run_seeds(range(first, first + seeds), as_json)
     wanted = [m for m in MUTANTS if mutate in ("all", m.name)]
     if not wanted:
         names = ", ".join(mutant.name for mutant in MUTANTS)
@@ -39,10 +39,10 @@ def run(seeds: int, first: int, mutate: str | None, long_cuts: bool, as_json: bo
     return run_mutants(wanted, seeds, first, as_json)
 
 
-def run_seeds(seeds: Iterable[int], long_cuts: bool, as_json: bool) -> int:
+def run_seeds(seeds: Iterable[int], as_json: bool) -> int:
     """Run the right code; 1 if a seed finds something wrong."""
     outcomes = [
-        simulate(seed, has_long_cuts=long_cuts)
+        simulate(seed)
         for seed in tqdm(list(seeds), desc="seeds", unit="seed", disable=None, leave=False)
     ]
     failed = [outcome for outcome in outcomes if not outcome.holds]

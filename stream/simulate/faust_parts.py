@@ -12,7 +12,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError
+from aiokafka.errors import (
+    InvalidProducerEpoch,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    ProducerFenced,
+)
 from aiokafka.structs import RecordMetadata
 from faust.transport.utils import DefaultSchedulingStrategy
 from faust.types import TP
@@ -21,9 +27,10 @@ from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from stream.kafka.batches import BatchOptions
 from stream.kafka.consumer import BatchConsumer
+from stream.kafka.epochs import ProducerEpoch
 from stream.kafka.producer import BatchProducer
 from stream.kafka.stream import BatchStream
-from stream.simulate.broker import Broker, Entry
+from stream.simulate.broker import NO_PRODUCER, Broker, Entry, Producer
 from stream.simulate.network import Link
 from stream.simulate.store import SimulatedTable
 
@@ -119,12 +126,13 @@ class BrokerClient:
                 await asyncio.sleep(RETRY_S)
 
 
-class ProducedBatch:
-    """Records on their way; full after `limit`."""
+class BatchOnItsWay:
+    """Records to send; full after `limit`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.entries: list[Entry] = []
+        self.producer: Producer = NO_PRODUCER
         self.timestamp_ms = 0
 
     def append(
@@ -139,6 +147,9 @@ class ProducedBatch:
     def close(self) -> None:
         return
 
+    def _set_producer_state(self, producer_id: int, epoch: int, sequence: int) -> None:
+        self.producer = producer_id, epoch, sequence
+
     def record_count(self) -> int:
         return len(self.entries)
 
@@ -152,11 +163,11 @@ class ProducerClient:
         self._last: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def create_batch(self) -> ProducedBatch:
-        return ProducedBatch(self._limit)
+    def create_batch(self) -> BatchOnItsWay:
+        return BatchOnItsWay(self._limit)
 
     async def send_batch(
-        self, batch: ProducedBatch, topic: str, *, partition: int
+        self, batch: BatchOnItsWay, topic: str, *, partition: int
     ) -> asyncio.Future[RecordMetadata]:
         delivery: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
         where = topic, partition
@@ -168,7 +179,7 @@ class ProducerClient:
 
     async def _deliver(
         self,
-        batch: ProducedBatch,
+        batch: BatchOnItsWay,
         where: tuple[str, int],
         delivery: asyncio.Future[RecordMetadata],
         before: asyncio.Task[None] | None,
@@ -181,18 +192,28 @@ class ProducerClient:
                 while True:
                     try:
                         base = await self._link.call(
-                            lambda: log.append(batch.entries, batch.timestamp_ms)
+                            lambda: log.append(batch.entries, batch.timestamp_ms, batch.producer)
                         )
                         break
                     except KafkaConnectionError:
                         await asyncio.sleep(RETRY_S)
-        except TimeoutError:
+        except (TimeoutError, KafkaError) as error:
             if not delivery.done():
-                delivery.set_exception(KafkaTimeoutError())
+                delivery.set_exception(_as_told(error))
             return
         if not delivery.done():
             kind, begin = 0, 0
             delivery.set_result(RecordMetadata(*where, TP(*where), base, -1, kind, begin))
+
+
+def _as_told(error: Exception) -> Exception:
+    """What aiokafka makes of a refusal."""
+    told: Exception = error
+    if isinstance(error, TimeoutError):
+        told = KafkaTimeoutError()
+    elif isinstance(error, InvalidProducerEpoch):
+        told = ProducerFenced()
+    return told
 
 
 class SimulatedProducer(BatchProducer):
@@ -201,6 +222,8 @@ class SimulatedProducer(BatchProducer):
     def __init__(self, client: ProducerClient, max_request_bytes: int) -> None:
         # Faust's part of the producer is not wanted: it connects
         self.max_request_size = max_request_bytes
+        self.epochs: dict[tuple[str, int], ProducerEpoch] = {}
+        self.fenced_topics: set[str] = set()
         self._client = client
 
     def _ensure_producer(self) -> ProducerClient:
@@ -208,6 +231,24 @@ class SimulatedProducer(BatchProducer):
 
     async def flush(self) -> None:
         return
+
+
+class SimulatedCoordinator:
+    """In the place of the requests for producer epochs."""
+
+    def __init__(self, client: BrokerClient, broker: Broker) -> None:
+        self._client, self._broker = client, broker
+
+    async def next_epoch(self, transactional_id: str) -> tuple[int, int]:
+        """An epoch that is asked for again, as the answer was lost, is another one."""
+        epoch: tuple[int, int] = await self._client._ask(
+            lambda: self._broker.next_epoch(transactional_id)
+        )
+        return epoch
+
+    async def producers_of(self, tp: TP) -> dict[int, int]:
+        known: dict[int, int] = await self._client._ask(self._broker.logs[tp].producers)
+        return known
 
 
 class Recovery:

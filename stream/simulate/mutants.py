@@ -22,6 +22,7 @@ from stream.kafka.stream import BatchStream
 from stream.kafka.table import OFFSET_KEY, SOURCE_KEY, RowTable
 from stream.outbox import Outbox, Sent
 from stream.refresh_control import RefreshControl
+from stream.rekeyed import Originals
 from stream.simulate.store import SimulatedStore
 from stream.storing import BatchEnd, Storing
 
@@ -177,6 +178,10 @@ def _impatient_ring() -> list[Patch]:
     return [(UserRow, "remember", remember)]
 
 
+def _copies_unknown() -> list[Patch]:
+    return [(Originals, "of", lambda self, record: None)]
+
+
 def _rows_apart_from_position() -> list[Patch]:
     def write(self: SimulatedStore, partition: int, rows: Any, changelog_offset: int) -> None:
         batch: dict[bytes, bytes | None] = dict(rows)
@@ -216,6 +221,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "lateness",
         "step 2 without: an event too far behind its user's newest one is folded",
         guards=ALL_GUARDS.without("lateness"),
+    ),
+    Mutant(
+        "copies",
+        "step 2 without: a misrouted record that was sent on twice counts twice",
+        _copies_unknown,
     ),
     Mutant(
         "ack-order",
@@ -269,4 +279,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("continuity", "slices are taken as they come", _no_continuity),
     Mutant("dropped", "slices that came at a bad moment are not read again", _dropped_is_lost),
     Mutant("fence", "a worker that stood still goes on", _no_fence),
+    Mutant(
+        "changelog-fence",
+        "rows of a former owner that arrive late are taken",
+        guards=ALL_GUARDS.without("changelog-fence"),
+    ),
 )

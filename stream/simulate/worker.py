@@ -21,6 +21,7 @@ from faust.types import TP
 from stream.agents import BatchProcessor, TableRows
 from stream.guards import Guards
 from stream.kafka.batches import BatchOptions
+from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.fencing import TICKS_PER_PAUSE, LoopGuard
 from stream.kafka.table import postponed_row, source_row
 from stream.live import LiveParts
@@ -32,6 +33,7 @@ from stream.simulate.faust_parts import (
     BrokerClient,
     ProducerClient,
     SimulatedConsumer,
+    SimulatedCoordinator,
     SimulatedProducer,
     SimulatedStream,
     WorkerApp,
@@ -39,10 +41,12 @@ from stream.simulate.faust_parts import (
 from stream.simulate.loop import HOST, Host, VirtualLoop
 from stream.simulate.network import Link
 from stream.simulate.store import Disk, SimulatedTable
-from stream.topics import state_changelog
+from stream.topics import fenced_beside, state_changelog
 
 #: Records of the statistics read in one go.
 _READ_RECORDS = 50
+#: Between two renewals of the changelog's fence: some in each run.
+_RENEW_S = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,12 @@ class SimulatedWorker:
             lambda: self.live.statistics.statistics.events > 0,
             loop.time,
         )
+        self._fence = ChangelogFence(
+            lambda: sender,
+            SimulatedCoordinator(self.client, around.broker),
+            lambda: int(loop.time() * 1000),
+            fenced_beside(settings),
+        )
         self.consumer = self._new_consumer()
         self._app.consumer = self.consumer
         self.guard = LoopGuard(
@@ -155,6 +165,7 @@ class SimulatedWorker:
             self._fetch(),
             self._commit(),
             self._tick(),
+            self._renew(),
             self._work(),
             self._coordinate(),
         ):
@@ -184,6 +195,8 @@ class SimulatedWorker:
             on_assigned=lambda partitions: refreshes.assigned(
                 {partition: table.has_postponed(partition) for partition in partitions}
             ),
+            fence=self._fence.take if self._around.guards.changelog_fence else None,
+            release=self._fence.release,
             max_slice_records=settings.batch_records,
             end_within_s=None,
         )
@@ -239,6 +252,11 @@ class SimulatedWorker:
         while True:
             self.guard._note_that_it_runs()
             await asyncio.sleep(self.guard.max_pause_s / TICKS_PER_PAUSE)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            await self._fence.renew()
 
     async def _keep_reading(self) -> None:
         while True:
@@ -328,10 +346,10 @@ class SimulatedWorker:
         recovery, consumer = self._app.tables.recovery, self.consumer
         changelogs = {tp for tp in assigned if tp.topic == self._changelog}
         recovery.active_tps = changelogs
-        recovery.ends = await consumer.highwaters(*sorted(changelogs))
         recovery.active_offsets = {
             tp: self.table.data.persisted_offset(tp.partition) for tp in changelogs
         }
+        recovery.ends = await consumer.highwaters(*sorted(changelogs))
         recovery.signal_recovery_end.clear()
         await consumer.seek_wait({tp: max(at, 0) for tp, at in recovery.active_offsets.items()})
         if recovery.need_recovery():

@@ -41,9 +41,17 @@ MAX_STEPS = 2_000_000
 #: What happens to one worker, and what to the engine.
 HARMS = ("kill", "power", "wipe", "pause", "cut", "leave")
 #: How long a worker is cut off. The long ones outlast its session: what it had sent to its broker
-#: before arrives after another worker has its partitions, which nothing prevents.
-CUTS_S = (0.3, 1.0, 3.0)
-LONG_CUTS_S = (8.0, 20.0)
+#: before arrives after another worker has its partitions.
+CUTS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
+#: What users ask for in control events; who has opted out comes back now and then.
+WISHES = (
+    "history_reset",
+    "user_delete",
+    "user_opt_out",
+    "user_opt_in",
+    "user_opt_in",
+    "item_block",
+)
 FAULTS = (*HARMS, "kill", "cut", "pause", "join", "compact", "lose-tail")
 #: Steps of a batch at which a worker is struck; None: whatever it does.
 STEPS = (None, "fold", "rank", "send", "changelog", "write", "ack")
@@ -91,7 +99,7 @@ def plan_of(rng: random.Random, clicks_list: bool) -> Plan:
         batch_wait_ms=rng.choice([0.0, 1.0, 20.0]),
         max_history=5,
         max_taken=4,
-        dedupe_ring=16,
+        dedupe_ring=rng.choice([16, 16, 2, 0]),
         max_lateness_ms=4000,
         list_length=3,
         refresh_debounce_ms=rng.choice([0, 0, 500]),
@@ -121,9 +129,8 @@ def plan_of(rng: random.Random, clicks_list: bool) -> Plan:
 class World:
     """The broker, the workers, and who does harm to them."""
 
-    def __init__(self, seed: int, guards: Guards, has_long_cuts: bool) -> None:
+    def __init__(self, seed: int, guards: Guards) -> None:
         self.rng = random.Random(seed)
-        self._cuts_s = CUTS_S + LONG_CUTS_S if has_long_cuts else CUTS_S
         self.plan = plan_of(self.rng, clicks_list=random.Random(~seed).random() < 0.6)
         settings = self.plan.settings
         self.loop = VirtualLoop(lambda: self.rng.expovariate(1 / 0.01))
@@ -281,7 +288,7 @@ class World:
             worker.stand_still(self.rng.choice([0.5, 3.0, 8.0, 15.0]))
         elif fault == "cut":
             worker.link.cut()
-            self.loop.call_later(self.rng.choice(self._cuts_s), worker.link.heal)
+            self.loop.call_later(self.rng.choice(CUTS_S), worker.link.heal)
         else:
             worker.die(fault)
             if fault == "power":
@@ -312,7 +319,10 @@ class World:
             value = self.rng.choice(sent[-10:])  # a producer's retry
             self._append(json.loads(value)["user_id"], value)
             return
-        value = self._event(user, number, "visit" if draw < 0.3 else "click")
+        if draw < 0.16:
+            value = self._wish(user, number)
+        else:
+            value = self._event(user, number, "visit" if draw < 0.36 else "click")
         sent.append(value)
         if draw > 0.97:
             self._append(user, value, key="somebody")
@@ -331,6 +341,20 @@ class World:
         }
         if kind != "visit":
             body["item_id"] = f"item-{self.rng.randrange(ITEMS)}"
+        return json.dumps(body).encode()
+
+    def _wish(self, user: str, number: int) -> bytes:
+        """A control event."""
+        kind = self.rng.choice(WISHES)
+        body = {
+            "schema": "driftline.control/1",
+            "event_id": f"control-{number}",
+            "type": kind,
+            "event_time": self._now_ms(),
+            "user_id": user,
+        }
+        if kind == "item_block":
+            body["target"] = f"item-{self.rng.randrange(ITEMS)}"
         return json.dumps(body).encode()
 
     def _send_round(self) -> None:
@@ -358,9 +382,9 @@ class World:
         return EPOCH_MS + int(self.loop.time() * 1000)
 
 
-def simulate(seed: int, guards: Guards = ALL_GUARDS, has_long_cuts: bool = False) -> Outcome:
+def simulate(seed: int, guards: Guards = ALL_GUARDS) -> Outcome:
     """One run and its verdict; the same seed gives the same run."""
-    world = World(seed, guards, has_long_cuts)
+    world = World(seed, guards)
     findings: list[str] = []
     with _quiet(), _on(world):
         try:

@@ -105,14 +105,13 @@ def verify_parity(settings: Settings, samples: int, seed: int, as_json: bool) ->
 )
 @click.option("--seed", "first", type=click.IntRange(0), default=0, help="First; default 0.")
 @click.option("--mutate", metavar="all|NAME", help="Break the worker so; a seed must find it out.")
-@click.option("--long-cuts", is_flag=True, help="Cut workers off for longer than their session.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for machines.")
-def simulate(seeds: int, first: int, mutate: str | None, long_cuts: bool, as_json: bool) -> None:
+def simulate(seeds: int, first: int, mutate: str | None, as_json: bool) -> None:
     """Check exactness: the worker's code under crashes and delays drawn from seeds, no Kafka."""
     from stream.simulate.command import run
 
     with reported():
-        sys.exit(run(seeds, first, mutate, long_cuts, as_json))
+        sys.exit(run(seeds, first, mutate, as_json))
 
 
 @click.command()

@@ -94,12 +94,14 @@ def fold_log(log: KafkaLog, settings: Settings, partitions: int) -> FoldedLog:
             "cannot be folded from what is left; verify an engine with a longer retention"
         )
     rules = EventRules(settings, partitions)
+    copies = Copies(topic, log.fingerprint(topic))
     folded = FoldedLog(ExpectedState(settings))
     for record in log.read(topic, "events"):
         folded.records += 1
         judged = rules.judge(record)
         if isinstance(judged, Event | Control):
-            folded.state.apply(judged, record.partition, record.offset)
+            is_again = copies.came_before(record)
+            folded.state.apply(judged, record.partition, record.offset, is_again)
         elif isinstance(judged, Refused):
             folded.refused.add((record.partition, record.offset))
             continue
@@ -107,6 +109,30 @@ def fold_log(log: KafkaLog, settings: Settings, partitions: int) -> FoldedLog:
             folded.sent_on.append((judged.key, hash(record.value), record.offset))
         folded.present.add((record.key, hash(record.value), record.partition))
     return folded
+
+
+class Copies:
+    """Tells copies of records that were sent on and are there again: they name their original, and
+    of one partition to another they lie in the order of those."""
+
+    def __init__(self, topic: str, fingerprint: int) -> None:
+        self._begin, self._end = f"{topic}-", f"@{fingerprint:016x}"
+        self._newest: dict[tuple[int, int], int] = {}  # of which partition's originals, where
+
+    def came_before(self, record: Any) -> bool:
+        """Whether this record is such a copy; it is to be asked of each event once, in order."""
+        named = dict(record.headers).get("rekeyed-from") or b""
+        origin = named.decode("utf-8", "replace")
+        if not (origin.startswith(self._begin) and origin.endswith(self._end)):
+            return False
+        partition, _, offset = origin[len(self._begin) : -len(self._end)].partition(":")
+        if not (partition.isdecimal() and offset.isdecimal()):
+            return False
+        way = int(partition), record.partition
+        if int(offset) <= self._newest.get(way, -1):
+            return True
+        self._newest[way] = int(offset)
+        return False
 
 
 def check_dead_letters(records: Any, events_topic: str, folded: FoldedLog) -> Check:

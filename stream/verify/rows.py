@@ -24,7 +24,9 @@ _FILTER = struct.Struct("<Q8sq")
 #: The time of an id from a row of version 1 or 2.
 _UNTIMED_MS = 2**63 - 1
 _SOURCE_KEY = b"\x00source"
-_OWN_KEYS = (_SOURCE_KEY, b"\x00postponed")
+_FENCE_KEY = b"\x00fence"  # for the broker: no disk keeps it
+_OWN_KEYS = (_SOURCE_KEY, b"\x00postponed", _FENCE_KEY)
+_COPIES_KEY = b"\x00copies-"  # and the partition of the originals
 _POSITION_KEY = b"__faust\x00offset__"
 _SEPARATOR = "\x1f"
 #: Versions 1 and 2 have 8 bytes an id, and only the second one filters, at its end.
@@ -156,7 +158,9 @@ class Changelog:
         return {
             where: value
             for where, (_, value) in self.values.items()
-            if value is not None and where[1] not in _OWN_KEYS
+            if value is not None
+            and where[1] not in _OWN_KEYS
+            and not where[1].startswith(_COPIES_KEY)
         }
 
     def source_offset(self, partition: int) -> int:
@@ -276,7 +280,7 @@ def _compare_disk(
     changelog: Changelog,
 ) -> None:
     for (of, key), (offset, value) in changelog.values.items():
-        if of != partition or offset > position:
+        if of != partition or offset > position or key == _FENCE_KEY:
             continue
         check.checked += 1
         if rows.get(key) == value:

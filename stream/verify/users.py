@@ -89,13 +89,15 @@ class ExpectedState:
         """Whether the list due last may have been skipped: it would have expired by now."""
         return user.due_ms + self._list_lifetime_ms <= self.newest_ms
 
-    def apply(self, event: Event | Control, partition: int, offset: int) -> None:
-        """Take the next event of its partition."""
+    def apply(
+        self, event: Event | Control, partition: int, offset: int, is_again: bool = False
+    ) -> None:
+        """Take the next event of its partition; `is_again`: a copy that was sent on before."""
         user = self.users.get(event.user)
         if user is None:
             user = self.users[event.user] = ExpectedUser(partition)
         if isinstance(event, Control):
-            self._obey(user, event, offset)
+            self._obey(user, event, offset, is_again)
             return
         if user.has_opted_out:
             user.applied_offset = offset
@@ -111,7 +113,7 @@ class ExpectedState:
                 user.due_visit_offset = offset
         if is_visit:
             return
-        if any(seen.event_id == event.event_id for seen in user.ring):
+        if is_again or any(seen.event_id == event.event_id for seen in user.ring):
             self.duplicates += 1
             return
         self._fold(user, event, partition, offset)
@@ -142,12 +144,12 @@ class ExpectedState:
         weight = round(event.role.weight * _SIXTEENTHS) if event.role.role == "positive" else 0
         self.deltas[partition, offset] = Delta(event.item_id, previous, event.time_ms, weight)
 
-    def _obey(self, user: ExpectedUser, control: Control, offset: int) -> None:
+    def _obey(self, user: ExpectedUser, control: Control, offset: int, is_again: bool) -> None:
         """Take a control event: once by its id, as others."""
         if control.type in (*_FILTER_KINDS, "history_reset") and not user.has_opted_out:
             user.due_offset, user.due_ms = offset, control.time_ms
         user.applied_offset = offset
-        if any(seen.event_id == control.event_id for seen in user.ring):
+        if is_again or any(seen.event_id == control.event_id for seen in user.ring):
             self.duplicates += 1
             return
         if control.type == "user_opt_in":

@@ -38,8 +38,9 @@ from faust.types import TP
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 
-from stream.simulate.broker import Broker, Entry, Group
-from stream.simulate.faust_parts import BrokerClient, ProducerClient
+from stream.kafka.epochs import KafkaCoordinator
+from stream.simulate.broker import NO_PRODUCER, Broker, Entry, Group, Producer
+from stream.simulate.faust_parts import BrokerClient, ProducerClient, SimulatedCoordinator
 from stream.simulate.network import Link, Weather
 
 PARTITIONS = 3
@@ -68,9 +69,23 @@ class AnyBroker(Protocol):
         """Let a little time pass."""
 
     async def produce(
-        self, topic: str, partition: int, entries: Sequence[Entry], timestamp_ms: int
+        self,
+        topic: str,
+        partition: int,
+        entries: Sequence[Entry],
+        timestamp_ms: int,
+        producer: Producer = NO_PRODUCER,
     ) -> RecordMetadata:
-        """Write one batch; returns its acknowledgement."""
+        """Write one batch; returns its acknowledgement.
+
+        Raises ProducerFenced or OutOfOrderSequenceNumber for one that this producer may not write.
+        """
+
+    async def next_epoch(self, name: str) -> tuple[int, int]:
+        """Producer id and next epoch of a transactional id."""
+
+    async def producers_of(self, topic: str, partition: int) -> dict[int, int]:
+        """The producer ids that have written to a partition, each with its epoch."""
 
     async def ends(self, topic: str) -> list[int]: ...
 
@@ -120,6 +135,7 @@ class Simulated:
         link = Link(random.Random(0), Weather(delay_s=1e-6, lost_requests=0, lost_answers=0))
         self._client = BrokerClient(self._broker, link, "reader", max_poll=2)
         self._producer = ProducerClient(self._broker, link, limit=100, timeout_s=PATIENCE_S)
+        self._coordinator = SimulatedCoordinator(self._client, self._broker)
         self._now_s = 0.0
 
     def now_s(self) -> float:
@@ -130,12 +146,24 @@ class Simulated:
         self._group.tick(self._now_s)
 
     async def produce(
-        self, topic: str, partition: int, entries: Sequence[Entry], timestamp_ms: int
+        self,
+        topic: str,
+        partition: int,
+        entries: Sequence[Entry],
+        timestamp_ms: int,
+        producer: Producer = NO_PRODUCER,
     ) -> RecordMetadata:
         batch = self._producer.create_batch()
         for key, value, headers in entries:
             batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+        batch._set_producer_state(*producer)
         return await (await self._producer.send_batch(batch, topic, partition=partition))
+
+    async def next_epoch(self, name: str) -> tuple[int, int]:
+        return await self._coordinator.next_epoch(name)
+
+    async def producers_of(self, topic: str, partition: int) -> dict[int, int]:
+        return await self._coordinator.producers_of(TP(topic, partition))
 
     async def ends(self, topic: str) -> list[int]:
         return list((await self._client.highwaters(*self._of(topic))).values())
@@ -191,7 +219,8 @@ class RealKafka:
         self._member_ids: dict[str, str] = {}
         self._connections: dict[str, AIOKafkaConnection] = {}
         self._joins: dict[str, asyncio.Task[int]] = {}
-        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+        self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
+        self._coordinator = KafkaCoordinator(lambda: self._producer.client)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap, auto_offset_reset="none", enable_auto_commit=False
         )
@@ -238,13 +267,25 @@ class RealKafka:
         return [TopicPartition(self._prefix + topic, partition) for partition in range(PARTITIONS)]
 
     async def produce(
-        self, topic: str, partition: int, entries: Sequence[Entry], timestamp_ms: int
+        self,
+        topic: str,
+        partition: int,
+        entries: Sequence[Entry],
+        timestamp_ms: int,
+        producer: Producer = NO_PRODUCER,
     ) -> RecordMetadata:
         batch = self._producer.create_batch()
         for key, value, headers in entries:
             batch.append(timestamp=timestamp_ms, key=key, value=value, headers=list(headers))
+        batch._set_producer_state(*producer)
         sent = await self._producer.send_batch(batch, self._prefix + topic, partition=partition)
         return await asyncio.wait_for(sent, PATIENCE_S)
+
+    async def next_epoch(self, name: str) -> tuple[int, int]:
+        return await self._coordinator.next_epoch(self._prefix + name)
+
+    async def producers_of(self, topic: str, partition: int) -> dict[int, int]:
+        return await self._coordinator.producers_of(TP(self._prefix + topic, partition))
 
     async def ends(self, topic: str) -> list[int]:
         found = await self._consumer.end_offsets(self._of(topic))

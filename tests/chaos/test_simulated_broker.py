@@ -6,10 +6,11 @@ import random
 from collections.abc import AsyncIterator
 
 import pytest
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import OffsetOutOfRangeError, OutOfOrderSequenceNumber, ProducerFenced
 from aiokafka.structs import ConsumerRecord
 from brokers import REBALANCE_S, SESSION_S, AnyBroker, RealKafka, Simulated, until
 
+from stream.kafka.epochs import LAST_EPOCH
 from stream.simulate.broker import Entry
 
 T0_MS = 1_700_000_000_000
@@ -117,6 +118,80 @@ async def test_compaction_keeps_the_newest_of_each_key_where_it_was(broker: AnyB
 
     follows = await broker.produce("rows", 1, [(b"key-1", b"later", ())], T0_MS + NEXT_SEGMENT_MS)
     assert follows.offset == below + 1
+
+
+# -- producers ----------------------------------------------------------------------------------
+
+
+async def test_a_transactional_id_keeps_its_producer_id_and_each_time_gets_the_next_epoch(
+    broker: AnyBroker,
+):
+    first, second, third = [await broker.next_epoch("one") for _ in range(3)]
+    other = await broker.next_epoch("other")
+
+    assert first[1] == 0
+    assert [second, third] == [(first[0], 1), (first[0], 2)]
+    assert other[0] != first[0]
+    assert other[1] == 0
+
+
+async def test_of_an_older_epoch_nothing_is_taken_once_a_newer_one_has_written(broker: AnyBroker):
+    former, next_one = [await broker.next_epoch("one") for _ in range(2)]
+    written = [
+        await broker.produce("rows", 0, entries(b"a"), T0_MS, (*former, 0)),
+        await broker.produce("rows", 0, entries(b"b", b"c"), T0_MS, (*former, 1)),
+        await broker.produce("rows", 0, entries(b"d"), T0_MS, (*next_one, 0)),
+    ]
+
+    for sequence in (3, 0):  # the next one, and one that is there
+        with pytest.raises(ProducerFenced):
+            await broker.produce("rows", 0, entries(b"a"), T0_MS, (*former, sequence))
+
+    assert [a.offset for a in written] == [0, 1, 3]
+    assert [r.value for r in await broker.read("rows", 0, 0)] == [b"a", b"b", b"c", b"d"]
+    assert await broker.producers_of("rows", 0) == {next_one[0]: next_one[1]}
+    # of another partition, and of one that is no producer, it is not
+    other = await broker.produce("rows", 1, entries(b"e"), T0_MS, (*former, 3))
+    plain = await broker.produce("rows", 0, entries(b"f"), T0_MS)
+    assert (other.offset, plain.offset) == (0, 4)
+
+
+async def test_a_batch_that_comes_again_lies_where_it_lay_and_is_not_written_again(
+    broker: AnyBroker,
+):
+    producer = await broker.next_epoch("one")
+    await broker.produce("rows", 0, entries(b"a", b"b"), T0_MS, (*producer, 0))
+    await broker.produce("rows", 0, entries(b"plain"), T0_MS)
+    await broker.produce("rows", 0, entries(b"c"), T0_MS, (*producer, 2))
+
+    again = [
+        await broker.produce("rows", 0, entries(b"a", b"b"), T0_MS, (*producer, 0)),
+        await broker.produce("rows", 0, entries(b"c"), T0_MS, (*producer, 2)),
+    ]
+
+    assert [a.offset for a in again] == [0, 3]
+    assert await broker.ends("rows") == [4, 0, 0]
+
+
+async def test_behind_a_gap_and_in_the_middle_of_an_epoch_nothing_is_taken(broker: AnyBroker):
+    producer = await broker.next_epoch("one")
+    await broker.produce("rows", 0, entries(b"a"), T0_MS, (*producer, 0))
+    newer = await broker.next_epoch("one")
+
+    for refused in ((*producer, 2), (*newer, 1)):
+        with pytest.raises(OutOfOrderSequenceNumber):
+            await broker.produce("rows", 0, entries(b"b"), T0_MS, refused)
+
+    taken = await broker.produce("rows", 0, entries(b"b"), T0_MS, (*producer, 1))
+    assert taken.offset == 1
+
+
+async def test_epochs_that_no_coordinator_gave_count_too(broker: AnyBroker):
+    producer_id, _ = await broker.next_epoch("one")
+    await broker.produce("rows", 0, entries(b"a"), T0_MS, (producer_id, LAST_EPOCH, 0))
+
+    with pytest.raises(ProducerFenced):
+        await broker.produce("rows", 0, entries(b"b"), T0_MS, (*await broker.next_epoch("one"), 0))
 
 
 # -- the group ----------------------------------------------------------------------------------

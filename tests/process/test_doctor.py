@@ -99,7 +99,7 @@ def test_an_engine_that_serves_is_in_order(engine: Engine) -> None:
     assert {name: check["status"] for name, check in found.items()} == dict.fromkeys(
         [
             *("python", "packages", "provider", "disk", "ports", "broker", "topics"),
-            *("partitioner", "events", "clock", "group", "registry"),
+            *("fence", "partitioner", "events", "clock", "group", "registry"),
         ],
         "ok",
     )
@@ -113,7 +113,7 @@ def test_for_people_every_check_is_one_line(engine: Engine) -> None:
 
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(lines) == 12
+    assert len(lines) == 13
     assert all(line.split()[0] in {"ok", "warn"} for line in lines)
     assert any("driftline worker" in line for line in lines if line.startswith("warn  group"))
 

@@ -16,7 +16,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
-from stream.kafka.table import SOURCE_KEY
+from stream.kafka.table import FENCE_KEY, SOURCE_KEY
 
 PATIENCE_S = 40.0
 USERS = 40
@@ -90,6 +90,7 @@ class Scene:
         """The state that a wiped worker would recover: the newest row of each user."""
         newest = {record.key: record.value for record in self.changelog_records()}
         newest.pop(SOURCE_KEY, None)
+        newest.pop(FENCE_KEY, None)
         return {user.decode(): json.loads(row)["n"] for user, row in newest.items()}
 
     def changelog_records(self) -> Iterator[object]:

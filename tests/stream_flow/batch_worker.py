@@ -22,7 +22,13 @@ from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.table import RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
-from stream.kafka.wiring import BrokerLimits, faust_settings, install, loop_guard
+from stream.kafka.wiring import (
+    BrokerLimits,
+    changelog_fence_of,
+    faust_settings,
+    install,
+    loop_guard,
+)
 
 PARTITIONS = 4
 
@@ -43,6 +49,7 @@ class Plan:
         self.instance: str = wishes.get("instance", "")
         self.settings: dict[str, object] = wishes.get("settings", {})
         self.end_within_s: float = wishes.get("end_within_s", 20.0)
+        self.fenced: bool = wishes.get("fenced", True)
 
     def wait_while_held(self) -> None:
         """A batch takes as long as the test's file is there."""
@@ -70,12 +77,15 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
         **{**faust_settings(limits), **plan.settings},
     )
     tables: list[RowTable] = []
+    fence = changelog_fence_of(app)
     install(
         app,
         BatchOptions(
             batch_topics=frozenset({f"{plan.prefix}events"}),
             source_watermark=lambda partition: tables[0].source_watermark(partition),
             on_gap=lambda tp, want, got: plan.tell("gap", p=tp.partition, want=want, got=got),
+            fence=fence.take if plan.fenced else None,
+            release=fence.release,
             end_within_s=plan.end_within_s,
         ),
     )
@@ -122,6 +132,7 @@ async def fold_batches(
         deliveries = await app.producer.send_records(
             table.changelog_topic_name, partition, changed, timestamp_ms=now_ms
         )
+        plan.tell("sent")
         done = await asyncio.gather(*deliveries)
         guard.check()
         table.write(partition, changed, max(base + count - 1 for base, count in done))

@@ -12,6 +12,7 @@ from kafka.partitioner import murmur2
 from export.items import item_hashes
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import UserRow, row_key, source_fingerprint
+from stream.rekeyed import copies_row
 from stream.settings import Settings
 from stream.state import FoldedBatch, Folder
 
@@ -26,6 +27,7 @@ class Record:
     value: bytes | None
     offset: int = 0
     timestamp: int = NOW_MS
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Store:
         for user in batch.users.values():
             if user.is_changed:
                 self.rows[user.partition, user.key] = user.row.encode()
+        for partition, copies in batch.copies.items():
+            self.rows |= {(partition, k): v for k, v in (copies_row(*c) for c in copies.items())}
         return batch
 
     def row(self, owner: str, tenant: str = "default", is_known: bool = True) -> UserRow:
