@@ -162,7 +162,8 @@ class Folder:
     """Folds batches of one `user-events` topic.
 
     `fingerprint` names the topic (stream.history.source_fingerprint): a stored row of another one
-    raises RowError. `hashes_of` gives the export.items.item_hash of item ids.
+    raises RowError. `hashes_of` gives the export.items.item_hash of item ids. `seq_floor` tells
+    after which `seq` the lists of users begin who have no row in a partition.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Folder:
         fingerprint: int,
         hashes_of: HashesOf,
         guards: Guards = ALL_GUARDS,
+        seq_floor: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self._kinds = kinds_of(settings)
         self._counting = {name: kind for name, kind in self._kinds.items() if kind.counts}
@@ -182,6 +184,7 @@ class Folder:
         self._fingerprint = fingerprint
         self._hashes_of = hashes_of
         self._guards = guards
+        self._seq_floor = seq_floor
         self._limits = RowLimits(
             settings.max_history,
             settings.max_taken,
@@ -277,8 +280,13 @@ class Folder:
         owners = [columns.all.records[users[key].begin].key or b"" for key in new]
         wanted = partitions_of(owners, self._partitions)
         for key, right_one in zip(new, wanted, strict=True):
-            rows[key] = UserRow(fingerprint) if right_one == partition else None
+            rows[key] = self._new_row(partition) if right_one == partition else None
         return rows
+
+    def _new_row(self, partition: int) -> UserRow:
+        row = UserRow(self._fingerprint)
+        row.seq = self._seq_floor(partition)
+        return row
 
     def _fold_users(
         self,
