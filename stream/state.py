@@ -89,7 +89,7 @@ class TouchedUser:
     row: UserRow
     is_changed: bool = False
     is_due: bool = False
-    reason: Literal["visit", "event", "backfill"] = "event"
+    reason: Literal["visit", "event", "backfill", "ttl"] = "event"
     trigger_id: str = ""
     trigger_offset: int = -1
     request_ms: int = 0

@@ -67,20 +67,23 @@ class RowTable(Table):  # type: ignore[misc]
     topic's. Use only the methods here: the dict interface of Faust's table refuses.
     """
 
+    #: Of which topics the rows must be.
+    topics = TopicMarks()
+
     def __init__(
         self,
         app: faust.App,
         *,
         block_cache_bytes: int = BLOCK_CACHE_BYTES,
         write_buffer_bytes: int = WRITE_BUFFER_BYTES,
-        topics: TopicMarks = TopicMarks(),  # noqa: B008 - frozen
+        topics: TopicMarks | None = None,
         **kwargs: object,
     ) -> None:
         kwargs |= {"key_type": bytes, "value_type": bytes}
         super().__init__(app, **kwargs)
         self.block_cache_bytes = block_cache_bytes
         self.write_buffer_bytes = write_buffer_bytes
-        self.topics = topics
+        self.topics = topics or self.topics
 
     def get_many(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
         """The rows of these keys, in their order; None where there is none. Blocks on disk.
@@ -124,15 +127,18 @@ class RowTable(Table):  # type: ignore[misc]
         """Whether rows of this partition tell of postponed lists."""
         return self.get_many(partition, [POSTPONED_KEY]) != [None]
 
-    def iter_rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """All rows of a partition in key order, without the table's own. Slow.
+    def iter_rows(
+        self, partition: int, after: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """All rows of a partition in key order, without the table's own; or those after a key.
 
-        The iterator shows the partition as it is now, whatever is written meanwhile.
+        Slow. The iterator shows the partition as it is now, whatever is written meanwhile.
         Raises DamagedTableError when the database cannot be read.
         """
         store: RowStore = self.data
         with store.marking_damage(partition):
-            for key, value in store.db(partition).items():
+            first = None if after is None else after + b"\x00"
+            for key, value in store.db(partition).items(from_key=first):
                 if key != OFFSET_KEY and not key.startswith(_OWN):
                     yield key, value
 
@@ -163,9 +169,9 @@ class RowTable(Table):  # type: ignore[misc]
     __setitem__ = __delitem__ = __getitem__
 
 
-def source_row(offset: int, topics: TopicMarks = TopicMarks(), seq_floor: int = 0) -> Row:  # noqa: B008 - frozen
+def source_row(offset: int, topics: TopicMarks | None = None, seq_floor: int = 0) -> Row:
     """The row that says: the state contains the source up to and including `offset`."""
-    return SOURCE_KEY, SourceMark(offset, topics, seq_floor).pack()
+    return SOURCE_KEY, SourceMark(offset, topics or TopicMarks(), seq_floor).pack()
 
 
 def postponed_row(has_postponed: bool) -> Row:
