@@ -101,7 +101,7 @@ def tell_of_restoring(plan: Plan, table: RowTable) -> None:
     restore = table.restore
 
     def restore_and_tell(partition: int, records: Sequence[ConsumerRecord]) -> None:
-        plan.tell("restored", p=partition, rows=len(records))
+        plan.tell("restored", p=partition, rows=len(records), last=records[-1].offset)
         restore(partition, records)
 
     table.restore = restore_and_tell
