@@ -90,7 +90,7 @@ class LiveParts(Service):  # type: ignore[misc]
         """A topic that is read here was deleted and made anew; what it brought stays."""
         if topic == self.settings.topic("item-statistics"):
             self.statistics.deltas_made_anew(topic_id)
-        for reader in self._readers:
+        for reader in (*self._readers, self.releases.reader):
             if reader.topic == topic:
                 reader.read_anew()
 

@@ -80,7 +80,7 @@ class TopicReader(Service):  # type: ignore[misc]
 
     def read_anew(self) -> None:
         """Go back to the beginning: the topic was deleted and made anew."""
-        for tp in self._consumer.assignment():
+        for tp in self._consumer.assignment() if self._consumer is not None else ():
             self.positions[tp.partition] = 0
             self._consumer.seek(tp, 0)
 

@@ -134,6 +134,8 @@ def test_a_changelog_made_anew_under_a_worker_is_not_taken_for_the_whole_state(
     assert fresh.wait_for_end() == FOREIGN_EXIT_CODE
     make_anew(engine, CHANGELOG)
     fresh.start()
+    send(engine, 130, 30)
+
     assert_exact(engine, fresh)
 
 
