@@ -101,7 +101,11 @@ def test_without_state_seq_begins_above_all_lists_and_stays_there_after_a_restar
 
 def test_who_is_new_begins_at_the_floor():
     settings = Settings(partitions=1)
-    folder = Folder(settings, "user-events", 1, 11, item_hash, seq_floor=lambda partition: 70)
+
+    def hashes_of(items: list[str]) -> list[int]:
+        return [item_hash(item) for item in items]
+
+    folder = Folder(settings, "user-events", 1, 11, hashes_of, seq_floor=lambda partition: 70)
     click = record(0, user_id="ada", event_id="event-000000")
 
     batch = folder.fold([RecordSlice(Tp(0), [click], 0)], lambda _, keys: [None for _ in keys])
