@@ -48,10 +48,10 @@ OnStep = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """Makes the rows that the table keeps for itself: how far the source is applied, and whether
-    rows of a partition tell of postponed lists."""
+    """Makes the rows that the table keeps for itself: how far the source is applied to a partition,
+    and whether rows of it tell of postponed lists."""
 
-    source: Callable[[int], tuple[bytes, bytes | None]]
+    source: Callable[[int, int], tuple[bytes, bytes | None]]
     postponed: Callable[[bool], tuple[bytes, bytes | None]]
 
 
@@ -227,7 +227,7 @@ class BatchProcessor:
         for partition, copies in batch.copies.items():
             changes[partition] += [copies_row(*folded) for folded in copies.items()]
         for partition, offset in batch.last_offsets.items():
-            changes[partition].append(self._table_rows.source(offset))
+            changes[partition].append(self._table_rows.source(partition, offset))
         return changes
 
     def _take_in_own_deltas(

@@ -16,13 +16,12 @@ from mode import Service
 
 from stream.agents import BatchProcessor, TableRows
 from stream.guards import ALL_GUARDS, Guards
-from stream.history import source_fingerprint
 from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.producer import Delivery, Headers, KeyValue
 from stream.kafka.stream import BatchStream
-from stream.kafka.table import RowTable, postponed_row, source_row
+from stream.kafka.table import RowTable, postponed_row
 from stream.kafka.watchdog import ProgressWatchdog
 from stream.kafka.wiring import (
     BrokerLimits,
@@ -32,11 +31,14 @@ from stream.kafka.wiring import (
     loop_guard,
 )
 from stream.live import LiveParts, statistics_source
+from stream.origin import Origin, topic_marks
 from stream.refresh_control import RefreshControl
 from stream.refused import RefusingFolder
 from stream.settings import Settings
 from stream.shared_outputs import SharedOutputs
-from stream.topics import STATE_TABLE, fenced_beside
+from stream.statistics import StatisticsTopics
+from stream.topic_watch import TopicWatch
+from stream.topics import STATE_TABLE, FoundTopics, fenced_beside
 
 #: "STEP:N" ends the process with SIGKILL when it reaches that step for the Nth time.
 CRASH_VARIABLE = "DRIFTLINE_TEST_CRASH"
@@ -49,6 +51,7 @@ class WorkerParts:
     fence: LoopGuard
     changelog_fence: ChangelogFence
     watchdog: ProgressWatchdog
+    topics: TopicWatch
     live: LiveParts
     shared: SharedOutputs
     app: faust.App
@@ -59,26 +62,35 @@ class WorkerParts:
             self.fence,
             self.changelog_fence,
             self.watchdog,
+            self.topics,
             self.live,
             self.shared,
             self.app,
         ]
 
 
-def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS) -> WorkerParts:
-    """A whole worker; `topic_id` is that of user-events. Needs a current event loop."""
+def build_worker(
+    settings: Settings, found: FoundTopics, guards: Guards = ALL_GUARDS
+) -> WorkerParts:
+    """A whole worker on the topics that were found. Needs a current event loop.
+
+    Raises ForeignStateError where saved statistics are of another topic.
+    """
     app = _faust_app(settings)
     events = settings.topic("user-events")
-    tables: list[RowTable] = []
+    marks = topic_marks(settings, found)
     changelog_fence = changelog_fence_of(app, fenced_beside(settings))
+
+    def on_assigned(partitions: set[int]) -> None:
+        origin.assigned(partitions)
+        refreshes.assigned({partition: table.has_postponed(partition) for partition in partitions})
+
     install(
         app,
         BatchOptions(
             frozenset({events}),
-            source_watermark=lambda partition: tables[0].source_watermark(partition),
-            on_assigned=lambda partitions: refreshes.assigned(
-                {partition: table.has_postponed(partition) for partition in partitions}
-            ),
+            source_watermark=lambda partition: origin.source_watermark(partition),
+            on_assigned=on_assigned,
             fence=changelog_fence.take if guards.changelog_fence else None,
             release=changelog_fence.release,
             max_slice_records=settings.batch_records,
@@ -86,28 +98,37 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
         ),
     )
     table: RowTable = app.Table(
-        STATE_TABLE, partitions=settings.partitions, block_cache_bytes=settings.block_cache_bytes
+        STATE_TABLE,
+        partitions=settings.partitions,
+        block_cache_bytes=settings.block_cache_bytes,
+        topics=marks,
     )
-    tables.append(table)
-    live = LiveParts(settings, guards)
+    origin = Origin(table, marks, found.lists_ends)
+    deltas = found.ids[settings.topic("item-statistics")]
+    live = LiveParts(settings, guards, StatisticsTopics(found.ids[events], deltas))
     fence = loop_guard(app)
-    fingerprint = source_fingerprint(topic_id, settings.partitions)
     refreshes = RefreshControl(
         settings,
         table.iter_rows,
-        fingerprint,
+        marks.source,
         can_list=lambda: live.statistics.statistics.events > 0,
     )
     processor = BatchProcessor(
         settings,
         RefusingFolder(
-            settings, events, settings.partitions, fingerprint, live.index.hashes_of, guards
+            settings,
+            events,
+            settings.partitions,
+            marks.source,
+            live.index.hashes_of,
+            guards,
+            origin.seq_floor,
         ),
         refreshes,
         table,
         live,
         _sender(app),
-        TableRows(source_row, postponed_row),
+        TableRows(origin.source_row, postponed_row),
         fence.check,
         guards,
         crash_on_request(os.environ.get(CRASH_VARIABLE, "")),
@@ -135,7 +156,8 @@ def build_worker(settings: Settings, topic_id: str, guards: Guards = ALL_GUARDS)
         ),
         statistics_source(settings),
     )
-    return WorkerParts(fence, changelog_fence, ProgressWatchdog(app), live, shared, app)
+    topics = TopicWatch(settings, found, live.made_anew)
+    return WorkerParts(fence, changelog_fence, ProgressWatchdog(app), topics, live, shared, app)
 
 
 def _faust_app(settings: Settings) -> faust.App:

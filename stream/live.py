@@ -26,7 +26,7 @@ from stream.releases import ReleaseWatch
 from stream.requests import LiveTensors
 from stream.settings import Settings
 from stream.snapshots import SnapshotError, load_snapshot
-from stream.statistics import LiveStatistics
+from stream.statistics import LiveStatistics, StatisticsTopics
 
 #: A worker that has not read statistics, catalogue and releases by then gives up.
 _READY_TIMEOUT_S = 600.0
@@ -37,7 +37,13 @@ _MAX_REFUSED = 2_000
 class LiveParts(Service):  # type: ignore[misc]
     """Statistics, catalogue and ranker of one worker; `ready` is set once all are read."""
 
-    def __init__(self, settings: Settings, guards: Guards = ALL_GUARDS, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        guards: Guards = ALL_GUARDS,
+        topics: StatisticsTopics | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.settings = settings
         self.index = ItemIndex()
@@ -45,7 +51,7 @@ class LiveParts(Service):  # type: ignore[misc]
         self.catalogue_positions: dict[int, int] = {}
         self.ready = asyncio.Event()
         self.ranker: Ranker = StatisticsRanker(settings.popularity_share)
-        self.statistics = self._load_statistics()
+        self.statistics = self._load_statistics(topics)
         self.statistics.guards = guards
         self._tensors: LiveTensors | None = None
         self._tensors_for: tuple[int, int, int] = (-1, -1, -1)
@@ -79,6 +85,14 @@ class LiveParts(Service):  # type: ignore[misc]
             await self.add_runtime_dependency(self.releases)
             await self.releases.first_look()
         self.ready.set()
+
+    def made_anew(self, topic: str, topic_id: str) -> None:
+        """A topic that is read here was deleted and made anew; what it brought stays."""
+        if topic == self.settings.topic("item-statistics"):
+            self.statistics.deltas_made_anew(topic_id)
+        for reader in (*self._readers, self.releases.reader):
+            if reader.topic == topic:
+                reader.read_anew()
 
     def tensors(self) -> LiveTensors:
         """The statistics as they are now; the same object while nothing has changed."""
@@ -128,19 +142,18 @@ class LiveParts(Service):  # type: ignore[misc]
         metrics.STATISTICS_EVENTS.set(self.statistics.statistics.events)
         metrics.STATISTICS_REFUSED.set(self.statistics.refused)
 
-    def _load_statistics(self) -> LiveStatistics:
+    def _load_statistics(self, topics: StatisticsTopics | None) -> LiveStatistics:
         settings = statistics_settings(self.settings)
+        source = statistics_source(self.settings)
         try:
-            live = load_snapshot(
-                self.snapshot_folder, self.index, settings, statistics_source(self.settings)
-            )
+            live = load_snapshot(self.snapshot_folder, self.index, settings, source, topics)
         except SnapshotError as error:
             self.log.warning(
                 "no usable snapshot: the statistics are read from the beginning of their topic",
                 extra={"error": str(error)},
             )
             live = None
-        return live or LiveStatistics(ItemStatistics(self.index, settings))
+        return live or LiveStatistics(ItemStatistics(self.index, settings), topics=topics)
 
 
 def snapshot_folder(settings: Settings) -> Path:

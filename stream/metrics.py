@@ -33,6 +33,7 @@ STATISTICS_EVENTS = Gauge("driftline_statistics_events", "Events in the live sta
 STATISTICS_REFUSED = Gauge("driftline_statistics_refused", "Unreadable records of item-statistics")
 RELEASE_VERSION = Gauge("driftline_release_version", "The release that ranks; 0 is none")
 READY = Gauge("driftline_ready", "1 while partitions are assigned, restored, and move")
+TOPICS_MISSING = Gauge("driftline_topics_missing", "Topics of the engine that are not there")
 LAG = Gauge("driftline_lag_records", "Records of user-events that are not done yet")
 
 

@@ -78,6 +78,12 @@ class TopicReader(Service):  # type: ignore[misc]
         if not self._behind:
             self.caught_up.set()
 
+    def read_anew(self) -> None:
+        """Go back to the beginning: the topic was deleted and made anew."""
+        for tp in self._consumer.assignment() if self._consumer is not None else ():
+            self.positions[tp.partition] = 0
+            self._consumer.seek(tp, 0)
+
     async def on_stop(self) -> None:
         if self._consumer is not None:
             await self._consumer.stop()

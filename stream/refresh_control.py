@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stream import metrics
+from stream.expiring_lists import ExpiringLists, RowsAfter
 from stream.history import MAX_SERVED, UserRow
 from stream.row_codec import is_postponed
 from stream.settings import Settings
@@ -35,9 +36,6 @@ CATCH_UP_USERS = 16
 _SCANNED_ROWS = 10_000
 #: How much the newest batch counts in the time that a record takes.
 _NEWEST_SHARE = 0.2
-
-#: All rows of a partition: key and bytes.
-IterRows = Callable[[int], Iterator[tuple[bytes, bytes]]]
 
 
 class Backlog:
@@ -87,7 +85,7 @@ class RefreshControl:
     def __init__(
         self,
         settings: Settings,
-        iter_rows: IterRows,
+        iter_rows: RowsAfter,
         fingerprint: int,
         can_list: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
@@ -101,6 +99,8 @@ class RefreshControl:
         self._can_list = can_list
         self._clock = clock
         self._waiting = WaitingLists()
+        self._expiring = ExpiringLists(settings, iter_rows, fingerprint, clock)
+        self._seeks_expired = False
         #: Partitions whose rows may tell of lists that are not in `_waiting`.
         self._unscanned: set[int] = set()
         self._scan: tuple[int, Iterator[tuple[bytes, bytes]]] | None = None
@@ -114,6 +114,7 @@ class RefreshControl:
         self._scan = None
         self._flagged = {partition for partition, is_flagged in flagged.items() if is_flagged}
         self._unscanned = set(self._flagged)
+        self._expiring.assigned(flagged)
         metrics.WAITING_LISTS.set(0)
 
     def select(self, batch: FoldedBatch, newest_ms: int, read_rows: ReadRows) -> None:
@@ -135,12 +136,21 @@ class RefreshControl:
                 self._postpone(user, not_before_s)
         if not must_wait:
             self.add_waiting(batch, newest_ms, read_rows)
+            if self._seeks_expired:
+                for user in self._expiring.find(newest_ms, batch.users):
+                    batch.users[user.key] = user
 
     def may_list(self, batch: FoldedBatch) -> bool:
-        """Whether `select` may leave users of a batch to be ranked, or add some."""
+        """Whether `select` may leave users of a batch to be ranked, or add some.
+
+        It seeks expired lists, which it reads from disk, only where this has said yes.
+        """
+        self._seeks_expired = False
         if self.backlog.is_postponing or not self._can_list():
             return False
-        return len(self._waiting) > 0 or any(user.is_due for user in batch.users.values())
+        self._seeks_expired = self._expiring.idle_s() == 0.0
+        is_any_due = any(user.is_due for user in batch.users.values())
+        return self._seeks_expired or len(self._waiting) > 0 or is_any_due
 
     def add_waiting(self, batch: FoldedBatch, newest_ms: int, read_rows: ReadRows) -> None:
         """Put up to CATCH_UP_USERS users into a batch whose list has waited, the newest first.
@@ -161,9 +171,10 @@ class RefreshControl:
     def is_worth_sending(self, user: TouchedUser, items: NDArray[np.uint64]) -> bool:
         """Whether a list, as hashes of its items, differs enough from its user's last one.
 
-        A visit is always answered. The share is that of new items among the first MAX_SERVED.
+        A visit is always answered, and an expired list replaced. The share is that of new items
+        among the first MAX_SERVED.
         """
-        if user.reason == "visit" or not self._min_change or not user.row.served:
+        if user.reason in ("visit", "ttl") or not self._min_change or not user.row.served:
             return True
         first = items[:MAX_SERVED]
         new = len(first) - np.count_nonzero(np.isin(first, np.frombuffer(user.row.served, "<u8")))
@@ -196,7 +207,8 @@ class RefreshControl:
             return None
         if self._scan or (self._unscanned and not len(self._waiting)):
             return 0.0
-        return self._waiting.idle_s(self._clock())
+        waits_s = (self._waiting.idle_s(self._clock()), self._expiring.idle_s())
+        return min((wait_s for wait_s in waits_s if wait_s is not None), default=None)
 
     def look_for_postponed(self) -> None:
         """Go on seeking, a part of the rows at a time, what was postponed and is not in memory."""
@@ -204,7 +216,7 @@ class RefreshControl:
             if len(self._waiting) or not self._unscanned:
                 return
             partition = self._unscanned.pop()
-            self._scan = partition, self._iter_rows(partition)
+            self._scan = partition, self._iter_rows(partition, None)
         partition, rows = self._scan
         chunk = list(itertools.islice(rows, _SCANNED_ROWS))
         for key, data in chunk:

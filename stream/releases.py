@@ -64,7 +64,7 @@ class ReleaseWatch(Service):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._ranking = 0  # version
-        self._reader = TopicReader(
+        self.reader = TopicReader(
             settings.bootstrap,
             settings.topic("model-releases"),
             self._take,
@@ -72,11 +72,11 @@ class ReleaseWatch(Service):  # type: ignore[misc]
         )
 
     async def on_start(self) -> None:
-        await self.add_runtime_dependency(self._reader)
+        await self.add_runtime_dependency(self.reader)
 
     async def first_look(self) -> None:
         """Take over what is live at the start, before the first batch is ranked."""
-        await wait_caught_up([self._reader], _FIRST_LOOK_TIMEOUT_S)
+        await wait_caught_up([self.reader], _FIRST_LOOK_TIMEOUT_S)
         await self._take_over()
 
     def _take(self, records: list[Any]) -> None:
@@ -99,7 +99,7 @@ class ReleaseWatch(Service):  # type: ignore[misc]
     async def _follow(self) -> None:
         while not self.should_stop:
             await self._changed.wait()
-            if self._reader.caught_up.is_set():
+            if self.reader.caught_up.is_set():
                 await self._take_over()
             else:
                 await self.sleep(0.2)

@@ -59,6 +59,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     seen_items: Literal["filter", "allow"] = "filter"  # whether items already taken are left out
     refresh_debounce_ms: Count = 0  # an event's list waits until the last one is so old
     refresh_min_change: Annotated[float, Meta(ge=0, le=1)] = 0.0  # share of an event's list
+    refresh_expiring: Annotated[float, Meta(ge=0, le=1000)] = (
+        0.0  # expired lists made anew a second
+    )
+    refresh_active_ms: Positive = 7 * DAY_MS  # of users whose last event is younger than this
     postpone_after_ms: Positive = 1000  # lists wait while more work than this waits
     decisions: bool = True  # whether full records go to `decisions`
     cloud_events: bool = False  # CloudEvents headers on every list

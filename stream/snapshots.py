@@ -7,6 +7,7 @@ leaves the former ones.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from export.errors import DriftlineError
 from export.items import ItemIndex
 from export.statistics import ItemStatistics, StatisticsSettings
-from stream.statistics import LiveStatistics
+from stream.kafka.marks import SOURCE_REMADE, ForeignStateError
+from stream.statistics import LiveStatistics, StatisticsTopics
 
 SNAPSHOT_VERSION = 1
 #: Snapshots kept beside the newest one: a worker may be reading the one before.
@@ -63,11 +65,18 @@ def save_snapshot(folder: Path, snapshot: Snapshot) -> Path:
 
 
 def load_snapshot(
-    folder: Path, index: ItemIndex, settings: StatisticsSettings, source: str
+    folder: Path,
+    index: ItemIndex,
+    settings: StatisticsSettings,
+    source: str,
+    topics: StatisticsTopics | None = None,
 ) -> LiveStatistics | None:
     """The newest snapshot's statistics, or None where there is none.
 
-    Raises SnapshotError if it is damaged or of other topics or settings.
+    What it holds is gone on with on a topic of deltas that was made anew, from its beginning.
+
+    Raises SnapshotError if it is damaged or of other topics or settings, ForeignStateError if the
+    events' topic was made anew and that of the deltas was not: its deltas are of other events.
     """
     try:
         pointer = json.loads((folder / "latest.json").read_bytes())
@@ -87,10 +96,23 @@ def load_snapshot(
                 f"{folder}/{pointer['file']}: wanted version, topics and settings {wanted}, "
                 f"got {found}"
             )
+        of = StatisticsTopics(*about["topics"]) if "topics" in about else None
+        if of and topics:
+            _require_same_events(of, topics, folder)
         statistics = ItemStatistics(index, settings)
         _restore(statistics, arrays, about)
     positions = {int(partition): offset for partition, offset in about["positions"].items()}
-    return LiveStatistics(statistics, positions)
+    if of and topics and of.deltas != topics.deltas:
+        positions = {}
+    return LiveStatistics(statistics, positions, topics=topics or of)
+
+
+def _require_same_events(of: StatisticsTopics, now: StatisticsTopics, folder: Path) -> None:
+    if of.events == now.events:
+        return
+    if of.deltas == now.deltas:
+        raise ForeignStateError(SOURCE_REMADE)
+    raise SnapshotError(f"the snapshot in {folder} counts events of a topic that was deleted")
 
 
 def _arrays(live: LiveStatistics, source: str) -> dict[str, NDArray[np.generic]]:
@@ -101,6 +123,7 @@ def _arrays(live: LiveStatistics, source: str) -> dict[str, NDArray[np.generic]]
         "source": source,
         "settings": msgspec.to_builtins(statistics.settings),
         "positions": live.positions,
+        **({"topics": dataclasses.astuple(live.topics)} if live.topics else {}),
         "watermarks": statistics.watermarks,
         "newest_ms": statistics.newest_ms,
         "events": statistics.events,

@@ -92,7 +92,7 @@ class TouchedUser:
     row: UserRow
     is_changed: bool = False
     is_due: bool = False
-    reason: Literal["visit", "event", "backfill"] = "event"
+    reason: Literal["visit", "event", "backfill", "ttl"] = "event"
     trigger_id: str = ""
     trigger_offset: int = -1
     request_ms: int = 0
@@ -161,7 +161,8 @@ class Folder:
     """Folds batches of one `user-events` topic.
 
     `fingerprint` names the topic (stream.history.source_fingerprint): a stored row of another one
-    raises RowError. `hashes_of` gives the export.items.item_hash of item ids.
+    raises RowError. `hashes_of` gives the export.items.item_hash of item ids. `seq_floor` tells
+    after which `seq` the lists of users begin who have no row in a partition.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class Folder:
         fingerprint: int,
         hashes_of: HashesOf,
         guards: Guards = ALL_GUARDS,
+        seq_floor: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self._kinds = kinds_of(settings)
         self._counting = {name: kind for name, kind in self._kinds.items() if kind.counts}
@@ -182,6 +184,7 @@ class Folder:
         self._hashes_of = hashes_of
         self._guards = guards
         self.originals = Originals(topic, fingerprint)
+        self._seq_floor = seq_floor
         self._limits = RowLimits(
             settings.max_history,
             settings.max_taken,
@@ -283,7 +286,7 @@ class Folder:
         owners = [columns.all.records[users[key].begin].key or b"" for key in new]
         wanted = partitions_of(owners, self._partitions)
         for key, right_one in zip(new, wanted, strict=True):
-            rows[key] = UserRow(fingerprint) if right_one == partition else None
+            rows[key] = self._new_row(partition) if right_one == partition else None
         return rows
 
     def _tell_copies(
@@ -312,6 +315,11 @@ class Folder:
             else:
                 known[source] = original_offset
         batch.copies[partition] = known
+
+    def _new_row(self, partition: int) -> UserRow:
+        row = UserRow(self._fingerprint)
+        row.seq = self._seq_floor(partition)
+        return row
 
     def _fold_users(
         self,

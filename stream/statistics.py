@@ -9,6 +9,7 @@ once; the watermark in `ItemStatistics` makes each count once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -98,11 +99,19 @@ def decode_deltas(data: bytes | None, index: ItemIndex) -> Deltas:
     return deltas
 
 
+@dataclass(frozen=True, slots=True)
+class StatisticsTopics:
+    """Kafka's ids of `user-events` and `item-statistics`."""
+
+    events: str
+    deltas: str
+
+
 class LiveStatistics:
     """This worker's copy of the statistics, and how far it has read the topic they come on.
 
-    `positions` holds the next offset to read of each partition of `item-statistics`. Without
-    `guards.watermark` deltas that come twice count twice.
+    `positions` holds the next offset to read of each partition of `item-statistics`, as it was at
+    `topics` (None: not known). Without `guards.watermark` deltas that come twice count twice.
     """
 
     def __init__(
@@ -110,8 +119,10 @@ class LiveStatistics:
         statistics: ItemStatistics,
         positions: dict[int, int] | None = None,
         guards: Guards = ALL_GUARDS,
+        topics: StatisticsTopics | None = None,
     ) -> None:
         self.statistics = statistics
+        self.topics = topics
         self.guards = guards
         self.positions = positions or {}
         self.refused = 0
@@ -131,6 +142,15 @@ class LiveStatistics:
             self.statistics.apply(*batches)
         for deltas in () if self.guards.watermark else batches:
             self._apply_again(deltas)
+
+    def deltas_made_anew(self, topic_id: str) -> None:
+        """`item-statistics` was deleted and made anew: it is read from its beginning.
+
+        What was counted stays; a delta that comes again on the new topic is not counted twice.
+        """
+        self.positions.clear()
+        if self.topics is not None:
+            self.topics = replace(self.topics, deltas=topic_id)
 
     def _apply_again(self, deltas: Deltas) -> None:
         """Count deltas whether they were counted before or not."""

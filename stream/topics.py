@@ -7,12 +7,13 @@ lie, and changing it would tear state and events apart.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kafka.admin import ConfigResource, KafkaAdminClient
+from kafka import TopicPartition
+from kafka.admin import ConfigResource, KafkaAdminClient, OffsetSpec
 from kafka.errors import KafkaError
 
 from export.errors import DriftlineError
@@ -50,6 +51,18 @@ def fenced_beside(settings: Settings) -> list[str]:
     """Topics of which each partition has one writer, the owner of that number's state, and in which
     the newest record of a key counts."""
     return [settings.topic("recommendations"), settings.topic("interests")]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundTopics:
+    """Topics that are as they must be.
+
+    `ids`: full name -> the id that Kafka gave it, another one when it is made anew.
+    `lists_ends`: partition of `recommendations` -> its end.
+    """
+
+    ids: Mapping[str, str]
+    lists_ends: dict[int, int]
 
 
 def state_changelog(settings: Settings) -> str:
@@ -123,12 +136,39 @@ def _create(admin: Any, settings: Settings, specs: list[TopicSpec]) -> None:
 def check_topics(settings: Settings) -> str:
     """See that all topics are as they must be; returns the topic id of user-events.
 
+    Raises as `find_topics` does.
+    """
+    with _admin(settings) as admin:
+        return _checked_ids(admin, settings)[settings.topic("user-events")]
+
+
+def find_topics(settings: Settings) -> FoundTopics:
+    """See that all topics are as they must be, and which they are.
+
     Raises TopicsError listing every difference, BrokerError if Kafka cannot be used.
     """
     with _admin(settings) as admin:
-        present = _describe(admin)
-        specs = required_topics(settings)
-        wrong = list(_differences(admin, specs, present))
+        ids = _checked_ids(admin, settings)
+        lists = settings.topic("recommendations")
+        tps = [TopicPartition(lists, partition) for partition in range(settings.partitions)]
+        ends = admin.list_partition_offsets(dict.fromkeys(tps, OffsetSpec.LATEST))
+    return FoundTopics(ids, {tp.partition: at.offset for tp, at in ends.items()})
+
+
+def topic_ids(admin: Any, names: Sequence[str]) -> dict[str, str]:
+    """Name -> id of the topics that are there, of these."""
+    wanted = set(names)
+    return {
+        topic["name"]: _id_of(topic)
+        for topic in admin.describe_topics(list(names))
+        if topic["name"] in wanted and not topic["error_code"]
+    }
+
+
+def _checked_ids(admin: Any, settings: Settings) -> dict[str, str]:
+    present = _describe(admin)
+    specs = required_topics(settings)
+    wrong = list(_differences(admin, specs, present))
     if wrong:
         raise TopicsError(
             "\n".join(
@@ -141,8 +181,12 @@ def check_topics(settings: Settings) -> str:
             ),
             [line.strip() for line in wrong],
         )
-    topic_id = present[settings.topic("user-events")].get("topic_id")
-    return str(topic_id or uuid.UUID(int=0))
+    return {spec.name: _id_of(present[spec.name]) for spec in specs}
+
+
+def _id_of(topic: dict[str, Any]) -> str:
+    """The topic's id; of a broker that gives none always the same one."""
+    return str(topic.get("topic_id") or uuid.UUID(int=0))
 
 
 def _differences(

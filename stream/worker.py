@@ -15,10 +15,12 @@ from export.errors import DriftlineError
 from stream import metrics
 from stream.app import build_worker
 from stream.guards import Guards
+from stream.kafka.marks import FOREIGN_EXIT_CODE, ForeignStateError
 from stream.logs import set_up_logging
+from stream.origin import refuse
 from stream.ranker import available_providers
 from stream.settings import Settings
-from stream.topics import check_topics
+from stream.topics import find_topics
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,15 @@ def run_worker(settings: Settings, guards: Guards) -> int:
     """
     set_up_logging(settings.log_level)
     available_providers(settings.device)
-    topic_id = check_topics(settings)
+    found = find_topics(settings)
     _make_data_dir(Path(settings.data_dir))
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    parts = build_worker(settings, topic_id, guards)
+    try:
+        parts = build_worker(settings, found, guards)
+    except ForeignStateError as error:
+        refuse(error)
+        return FOREIGN_EXIT_CODE
     parts.app.finalize()
     _collect_garbage_rarely()
     if settings.metrics_port:
@@ -62,6 +68,9 @@ def run_worker(settings: Settings, guards: Guards) -> int:
     try:
         worker.execute_from_commandline()
     except SystemExit as end:
+        if isinstance(reason := worker.crash_reason, ForeignStateError):
+            refuse(reason)
+            return FOREIGN_EXIT_CODE
         return int(end.code or 0) if not isinstance(end.code, str) else 1
     return 0
 

@@ -18,7 +18,7 @@ from stream.chaos.traffic import number_of
 from stream.chaos.watch import Commits
 from stream.chaos.workers import WorkerError, WorkerProcess
 from stream.settings import Settings
-from stream.topics import create_topics, state_changelog
+from stream.topics import create_topics, find_topics, state_changelog
 from stream.verify.topics import KafkaLog
 
 #: A worker that is silent for so long is out of the group.
@@ -112,6 +112,21 @@ class Engine:
             marks.close()
         self.supervised(workers)
         self._wait_until(self._is_snapshot_current, "the statistics are saved", _PATIENCE_S)
+
+    def make_changelog_anew(self) -> None:
+        """Delete the changelog and make it again, as by a mistake; no worker may run."""
+        name = state_changelog(self.settings)
+        former = find_topics(self.settings).ids[name]
+        self.commits.delete_topic(name)
+
+        def is_another() -> bool:
+            try:
+                create_topics(self.settings)
+                return find_topics(self.settings).ids[name] != former
+            except DriftlineError:  # it is being deleted still
+                return False
+
+        self._wait_until(is_another, "the changelog is made anew", _PATIENCE_S)
 
     def close(self) -> None:
         """Kill the workers that run."""

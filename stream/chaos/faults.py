@@ -22,7 +22,7 @@ from stream.chaos import damage
 from stream.chaos.brokers import NODE_SESSION_S
 from stream.chaos.engine import SESSION_S, Engine
 from stream.chaos.line import Line
-from stream.chaos.traffic import Sender
+from stream.chaos.traffic import Sender, Wrong
 from stream.chaos.workers import WorkerProcess
 
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
@@ -31,7 +31,9 @@ _STEP_BATCHES = 40
 _AIM_PATIENCE_S = 30.0
 #: Soft limit of a file's size that stands for a disk without space.
 _FULL_BYTES = 1
-_DUPLICATES = 200
+_WRONG_RECORDS = 200
+#: How far a worker's clock is ahead after a leap.
+_CLOCK_HOURS = (0.9, 7, -5, -100)
 
 
 @dataclass(slots=True)
@@ -213,9 +215,38 @@ def _cut_off(scene: Scene, keeps_connections: bool) -> bool:
     return has_struck
 
 
-def _send_again(scene: Scene) -> bool:
+def _send_wrong(how: Wrong, scene: Scene) -> bool:
     has_struck = scene.aim(scene.any_worker())
-    scene.sender.send_again(_DUPLICATES)
+    return scene.sender.go_wrong(how, _WRONG_RECORDS) and has_struck
+
+
+def _leap_clock(scene: Scene) -> bool:
+    """A worker's wall clock leaps ahead and back while it works, and is put right.
+
+    Kafka refuses records from more than an hour ahead: there the worker ends, and a supervisor
+    starts it again, here with the right clock.
+    """
+    worker = scene.any_worker()
+    worker.stop()
+    worker.start(has_own_clock=True)
+    has_struck = True
+    for hours in (*scene.rng.sample(_CLOCK_HOURS, 2), 0):
+        has_struck &= scene.aim(worker)
+        worker.leap_clock(hours * 3600)
+        scene.engine.supervised(scene.standing)
+    worker.stop()
+    worker.start()
+    return has_struck
+
+
+def _changelog_made_anew(scene: Scene) -> bool:
+    """All workers are killed, the changelog is deleted and made anew; the disks stay."""
+    has_struck = scene.aim(scene.any_worker())
+    for worker in scene.standing:
+        worker.kill()
+    scene.engine.make_changelog_anew()
+    for worker in scene.standing:
+        worker.start()
     return has_struck
 
 
@@ -269,7 +300,25 @@ FAULTS = {
             "a worker cut off from the brokers; its connections are lost",
             partial(_cut_off, keeps_connections=False),
         ),
-        Fault("duplicates", "200 records sent once more", _send_again),
+        Fault("duplicates", "200 records sent once more", partial(_send_wrong, "again")),
+        Fault("disorder", "200 events sent in any order", partial(_send_wrong, "shuffled")),
+        Fault(
+            "partitioner",
+            "200 events laid by another partitioner",
+            partial(_send_wrong, "partitioner"),
+        ),
+        Fault(
+            "producer-hours",
+            "200 events under a producer's clock that is 7 hours behind",
+            partial(_send_wrong, "clock-hours"),
+        ),
+        Fault(
+            "producer-days",
+            "200 events under a producer's clock that is 50 hours behind: refused",
+            partial(_send_wrong, "clock-days"),
+        ),
+        Fault("clock", "a worker's wall clock leaps by hours", _leap_clock),
+        Fault("changelog", "the changelog deleted and made anew", _changelog_made_anew),
         Fault("disk-full", "a worker's disk full, and freed", _fill_disk),
     )
 }

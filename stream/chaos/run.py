@@ -140,10 +140,10 @@ def _inject_all(
     injected = {fault.name: Injected(fault.name, fault.about, plan.each) for fault in faults}
     queue = []
     for fault in faults:
-        if plan.nodes in fault.nodes:
-            queue += [fault] * plan.each
-        else:
+        if plan.nodes not in fault.nodes:
             injected[fault.name].skipped = f"it is for {fault.nodes[0]} nodes"
+        else:
+            queue += [fault] * plan.each
     scene.rng.shuffle(queue)
     while queue and not report.stuck:
         fault = queue.pop(0)

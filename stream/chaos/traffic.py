@@ -7,14 +7,22 @@ import json
 import random
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate, count, islice
+from typing import Literal
 
 from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 Record = tuple[bytes, bytes]
+
+#: What a producer can get wrong: records sent once more, as after a lost answer; in another order
+#: than their events happened; laid by librdkafka's own partitioner; under a clock that has leapt
+#: back by hours, or by more than an event may be ahead of its record, which is refused then.
+Wrong = Literal["again", "shuffled", "partitioner", "clock-hours", "clock-days"]
 
 _USERS, _ITEMS = 800, 600
 _BEGIN_MS = 1_700_000_000_000
@@ -24,6 +32,7 @@ _CHUNKS_PER_S = 20
 #: How many of the records sent last `send_again` chooses from.
 _RECENT = 1000
 _PATIENCE_S = 20.0
+_HOUR_MS = 3_600_000
 
 
 def records(seed: int) -> Iterator[tuple[int, list[Record]]]:
@@ -74,6 +83,26 @@ def number_of(value: bytes | None) -> int | None:
     return int(rest[:9]) if head else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How records are laid on the topic. None: as the client does."""
+
+    partitions: int | None = None  # of librdkafka's partitioner
+    clock_back_ms: int | None = None  # the records' timestamps, from their event times
+
+    def partition_of(self, key: bytes) -> int | None:
+        return None if self.partitions is None else zlib.crc32(key) % self.partitions
+
+    def timestamp_of(self, value: bytes) -> int | None:
+        number = number_of(value)
+        if self.clock_back_ms is None or number is None:
+            return None
+        return _BEGIN_MS + number * 100 - self.clock_back_ms
+
+
+_USUAL = _Way()
+
+
 class Sender(threading.Thread):
     """Sends `rate` events a second until it is stopped; what the broker refuses, again.
 
@@ -83,12 +112,12 @@ class Sender(threading.Thread):
     def __init__(self, bootstrap: str, topic: str, seed: int, rate: float) -> None:
         super().__init__(daemon=True)
         self.acknowledged = 0
-        self.sent_again = 0
         self._brokers, self._topic, self._rate = bootstrap, topic, rate
         self._source = records(seed)
         self._recent: deque[Record] = deque(maxlen=_RECENT)
         self._rng = random.Random(seed + 1)
-        self._wanted_again = 0
+        self._wanted: tuple[Wrong, int] | None = None
+        self._is_wrong = threading.Event()
         self._stop_asked = threading.Event()
         self._producer = self._new_producer()
 
@@ -97,7 +126,7 @@ class Sender(threading.Thread):
         due_s = time.monotonic()
         while not self._stop_asked.is_set():
             self.send_events(size)
-            self._send_again()
+            self._go_wrong()
             due_s = max(due_s + size / self._rate, time.monotonic() - 1)
             self._stop_asked.wait(max(0.0, due_s - time.monotonic()))
 
@@ -110,30 +139,54 @@ class Sender(threading.Thread):
 
     def send_events(self, size: int) -> None:
         """Send the next events and wait until the broker has all of them."""
+        self._send(size, _USUAL)
+
+    def go_wrong(self, how: Wrong, size: int) -> bool:
+        """Send about so many records in a wrong way, in between; False: it did not come to it."""
+        self._is_wrong.clear()
+        self._wanted = how, size
+        return self._is_wrong.wait(_PATIENCE_S)
+
+    def _go_wrong(self) -> None:
+        if self._wanted is None:
+            return
+        (how, size), self._wanted = self._wanted, None
+        partitions = len(self._producer.partitions_for(self._topic))
+        if how == "again":
+            self._deliver(self._rng.choices(list(self._recent), k=size), _USUAL)
+        elif how == "shuffled":
+            self._send(size, _USUAL, is_shuffled=True)
+        elif how == "partitioner":
+            self._send(size, _Way(partitions=partitions))
+        else:
+            self._send(size, _Way(clock_back_ms=(7 if how == "clock-hours" else 50) * _HOUR_MS))
+        self._is_wrong.set()
+
+    def _send(self, size: int, way: _Way, is_shuffled: bool = False) -> None:
         chunk = list(islice(self._source, size))
         sent = [record for _, of_event in chunk for record in of_event]
-        self._deliver(sent)
+        if is_shuffled:
+            self._rng.shuffle(sent)
+        self._deliver(sent, way)
         self._recent.extend(sent)
         self.acknowledged += size
 
-    def send_again(self, size: int) -> None:
-        """Have some of the newest records sent twice, as by a producer that has lost an answer."""
-        self._wanted_again = size
-
-    def _send_again(self) -> None:
-        size, self._wanted_again = self._wanted_again, 0
-        if size:
-            self._deliver(self._rng.choices(list(self._recent), k=size))
-            self.sent_again += size
-
-    def _deliver(self, wanted: list[Record]) -> None:
+    def _deliver(self, wanted: list[Record], way: _Way) -> None:
         while wanted:
             producer = self._producer
             futures = []
             left: list[Record] = []
             try:
                 for key, value in wanted:
-                    futures.append(producer.send(self._topic, key=key, value=value))
+                    futures.append(
+                        producer.send(
+                            self._topic,
+                            key=key,
+                            value=value,
+                            partition=way.partition_of(key),
+                            timestamp_ms=way.timestamp_of(value),
+                        )
+                    )
                 producer.flush(_PATIENCE_S)
             except KafkaError:
                 left = wanted[len(futures) :]

@@ -48,6 +48,11 @@ class Commits:
         committed = self.committed()
         return all(committed[partition] >= end for partition, end in ends.items())
 
+    def delete_topic(self, name: str) -> None:
+        """Delete a topic; it is gone a little later."""
+        with self._connection() as admin:
+            admin.delete_topics([name])
+
     def close(self) -> None:
         """Close the connection."""
         if self._admin is not None:

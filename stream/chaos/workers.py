@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 from export.errors import DriftlineError
+from stream.chaos.leaping_clock import set_ahead, write_folder
 
 _COMMAND = (sys.executable, "-c", "from stream.cli import main; main()", "worker")
 _STOP_PATIENCE_S = 30.0
@@ -37,11 +38,20 @@ class WorkerProcess:
         self._port = port
         own = ["--instance", name, "--data-dir", str(self.data_dir), "--metrics-port", str(port)]
         self._command = [*_COMMAND, *options, *own]
+        self._clock: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *arguments: str, crash: str = "") -> None:
-        """Start it; `crash` is a step and a number of batches, see stream.app."""
+    def start(self, *arguments: str, crash: str = "", has_own_clock: bool = False) -> None:
+        """Start it; `crash` is a step and a number of batches, see stream.app.
+
+        With a clock of its own `leap_clock` can put that forward and back while it runs.
+        """
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DRIFTLINE_")}
+        if has_own_clock:
+            folder = self.log_path.with_suffix(".clock")
+            self._clock = write_folder(folder)
+            others = environment.get("PYTHONPATH")
+            environment["PYTHONPATH"] = f"{folder}:{others}" if others else str(folder)
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command, *arguments],
@@ -52,6 +62,12 @@ class WorkerProcess:
                 cwd=self.log_path.parent,
                 start_new_session=True,
             )
+
+    def leap_clock(self, ahead_s: float) -> None:
+        """Let its wall clock be so far ahead from now on; it must have one of its own."""
+        if self._clock is None:
+            raise WorkerError(f"{self.name} was started without a clock of its own")
+        set_ahead(self._clock, ahead_s)
 
     @property
     def is_running(self) -> bool:

@@ -27,6 +27,7 @@ from export.errors import DriftlineError
 from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
 from stream.kafka.bounded import bound_fetches
 from stream.kafka.continuity import Continuity
+from stream.kafka.marks import ForeignStateError
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
 from stream.kafka.restore import pass_over, restore, restored_offsets
@@ -46,7 +47,7 @@ HAND_OVER_SHARE = 0.75
 LARGE_SLICE_BYTES = 1024**2
 
 
-class SourceTruncatedError(DriftlineError):
+class SourceTruncatedError(ForeignStateError):
     """The source ends before what the state has already applied."""
 
 

@@ -22,6 +22,7 @@ from faust.types import TP, EventT
 from faust.types.tables import CollectionT
 
 from export.errors import DriftlineError
+from stream.kafka.marks import SourceMark, TopicMarks
 
 #: A row: key and value; None deletes.
 Row = tuple[bytes, bytes | None]
@@ -43,7 +44,6 @@ _OWN = b"\x00"
 #: Where Faust keeps the changelog offset that the database has; never in the changelog.
 OFFSET_KEY: bytes = rocksdb.Store.offset_key
 
-_SOURCE_OFFSET = struct.Struct("<q")
 _PRODUCER = struct.Struct("<qh")
 
 #: One cache for all partitions of a table. Faust's default is 2 GiB for each partition.
@@ -74,18 +74,23 @@ class RowTable(Table):  # type: ignore[misc]
     topic's. Use only the methods here: the dict interface of Faust's table refuses.
     """
 
+    #: Of which topics the rows must be.
+    topics = TopicMarks()
+
     def __init__(
         self,
         app: faust.App,
         *,
         block_cache_bytes: int = BLOCK_CACHE_BYTES,
         write_buffer_bytes: int = WRITE_BUFFER_BYTES,
+        topics: TopicMarks | None = None,
         **kwargs: object,
     ) -> None:
         kwargs |= {"key_type": bytes, "value_type": bytes}
         super().__init__(app, **kwargs)
         self.block_cache_bytes = block_cache_bytes
         self.write_buffer_bytes = write_buffer_bytes
+        self.topics = topics or self.topics
 
     def get_many(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
         """The rows of these keys, in their order; None where there is none. Blocks on disk.
@@ -105,24 +110,42 @@ class RowTable(Table):  # type: ignore[misc]
         store: RowStore = self.data
         store.write(partition, rows, changelog_offset)
 
-    def source_watermark(self, partition: int) -> int | None:
-        """The last source offset the rows of this partition contain; None = no row yet."""
+    def source_mark(self, partition: int) -> SourceMark | None:
+        """How far the source is applied to the rows of this partition; None = no row yet.
+
+        Raises ForeignStateError when they are of another source or changelog than there is now.
+        """
         (packed,) = self.get_many(partition, [SOURCE_KEY])
-        return None if packed is None else _unpack_offset(packed)
+        if packed is None:
+            return None
+        mark = SourceMark.unpack(packed)
+        mark.require_same_topics(self.topics)
+        return mark
+
+    def source_watermark(self, partition: int) -> int | None:
+        """The last source offset the rows of this partition contain; None = no row yet.
+
+        Raises ForeignStateError as `source_mark` does.
+        """
+        mark = self.source_mark(partition)
+        return None if mark is None else mark.offset
 
     def has_postponed(self, partition: int) -> bool:
         """Whether rows of this partition tell of postponed lists."""
         return self.get_many(partition, [POSTPONED_KEY]) != [None]
 
-    def iter_rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        """All rows of a partition in key order, without the table's own. Slow.
+    def iter_rows(
+        self, partition: int, after: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """All rows of a partition in key order, without the table's own; or those after a key.
 
-        The iterator shows the partition as it is now, whatever is written meanwhile.
+        Slow. The iterator shows the partition as it is now, whatever is written meanwhile.
         Raises DamagedTableError when the database cannot be read.
         """
         store: RowStore = self.data
         with store.marking_damage(partition):
-            for key, value in store.db(partition).items():
+            first = None if after is None else after + b"\x00"
+            for key, value in store.db(partition).items(from_key=first):
                 if key != OFFSET_KEY and not key.startswith(_OWN):
                     yield key, value
 
@@ -154,9 +177,9 @@ class RowTable(Table):  # type: ignore[misc]
     __setitem__ = __delitem__ = __getitem__
 
 
-def source_row(offset: int) -> Row:
+def source_row(offset: int, topics: TopicMarks | None = None, seq_floor: int = 0) -> Row:
     """The row that says: the state contains the source up to and including `offset`."""
-    return SOURCE_KEY, _SOURCE_OFFSET.pack(offset)
+    return SOURCE_KEY, SourceMark(offset, topics or TopicMarks(), seq_floor).pack()
 
 
 def postponed_row(has_postponed: bool) -> Row:
@@ -169,16 +192,12 @@ def fence_row(producer_id: int, epoch: int) -> Row:
     return FENCE_KEY, _PRODUCER.pack(producer_id, epoch)
 
 
-def _unpack_offset(packed: bytes) -> int:
-    offset: int = _SOURCE_OFFSET.unpack(packed)[0]
-    return offset
-
-
 class RowStore(rocksdb.Store):  # type: ignore[misc]
     """Faust's RocksDB store, written in whole batches, with bounded memory.
 
-    A database that cannot be opened because it is damaged is renamed to `*.damaged` and built
-    again from the changelog; the newest damaged one is kept for a look.
+    A database that cannot be opened because it is damaged, or that is a copy of another changelog
+    than there is now, is renamed to `*.damaged` and built again from the changelog; the newest such
+    one is kept for a look.
     """
 
     table: RowTable
@@ -256,12 +275,27 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
         if self._damage_mark(partition).exists():
             self._set_aside(partition, "it could not be read")
         try:
-            return rocksdict.Rdict(str(path), options=self._rocksdb_options())
+            database = rocksdict.Rdict(str(path), options=self._rocksdb_options())
+            if (reason := self._why_unusable(database)) is None:
+                return database
         except Exception as error:
             if not _is_damage(error):
                 raise
-            self._set_aside(partition, str(error))
-            return rocksdict.Rdict(str(path), options=self._rocksdb_options())
+            reason = str(error)
+        self._set_aside(partition, reason)
+        return rocksdict.Rdict(str(path), options=self._rocksdb_options())
+
+    def _why_unusable(self, database: rocksdict.Rdict) -> str | None:
+        """Why a database must be built again, which is closed then; None: it need not."""
+        try:
+            packed = database.get(SOURCE_KEY)
+            if packed is None or SourceMark.unpack(packed).is_of_changelog(self.table.topics):
+                return None
+        except BaseException:
+            database.close()
+            raise
+        database.close()
+        return "it is a copy of a changelog that was deleted"
 
     def _set_aside(self, partition: int, reason: str) -> None:
         path = self.partition_path(partition)
@@ -271,7 +305,8 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
             path.rename(aside)
         self._damage_mark(partition).unlink(missing_ok=True)
         self.log.error(
-            "A table partition on disk is damaged; it is built again from the changelog",
+            "A table partition on disk is damaged, or of another changelog; it is built again from "
+            "the changelog",
             extra={"path": str(path), "kept_as": str(aside), "reason": reason},
         )
 

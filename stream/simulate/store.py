@@ -70,8 +70,9 @@ class Database:
             else:
                 self.rows[key] = value
 
-    def items(self) -> Iterable[tuple[bytes, bytes]]:
-        return list(self.rows.items())
+    def items(self, from_key: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:
+        rows = self.rows.items()
+        return [(key, value) for key, value in rows if from_key is None or key >= from_key]
 
 
 class SimulatedStore:

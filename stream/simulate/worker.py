@@ -221,7 +221,7 @@ class SimulatedWorker:
             self.table,
             self.live,
             producer.send_records,
-            TableRows(source_row, postponed_row),
+            TableRows(lambda _, offset: source_row(offset), postponed_row),
             self.guard.check,
             around.guards,
             lambda step: around.on_step(self, step),

@@ -166,7 +166,7 @@ class Changelog:
     def source_offset(self, partition: int) -> int:
         """The last source offset that the rows of a partition contain; -1: none."""
         _, value = self.values.get((partition, _SOURCE_KEY), (0, None))
-        return -1 if value is None else int.from_bytes(value, "little", signed=True)
+        return -1 if value is None else int.from_bytes(value[:8], "little", signed=True)
 
 
 def check_rows(

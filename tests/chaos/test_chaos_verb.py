@@ -14,6 +14,17 @@ from kafka_cluster import kafka_home
 from stream.chaos.report import ChaosReport, Control, Injected
 from stream.chaos.traffic import number_of, records
 
+#: One of each that takes no more than seconds.
+SHORT_FAULTS = [
+    "kill",
+    "step-ack",
+    "duplicates",
+    "disorder",
+    "partitioner",
+    "producer-hours",
+    "producer-days",
+]
+
 
 @pytest.fixture(scope="module")
 def libs_home(request: pytest.FixtureRequest) -> Path:
@@ -36,17 +47,15 @@ def chaos(libs_home: Path, *arguments: object, patience_s: float) -> tuple[int, 
 def test_a_short_run_survives_its_faults_and_finds_the_broken_guard_out(libs_home: Path) -> None:
     code, report = chaos(
         libs_home,
-        *("--faults", "kill,step-ack,duplicates", "--each", 1, "--workers", 1),
+        *("--faults", ",".join(SHORT_FAULTS), "--each", 1, "--workers", 1),
         *("--break-guard", "watermark", "--seed", 3),
         patience_s=300,
     )
 
     assert code == 0, json.dumps(report, indent=1)
-    assert {fault["name"]: fault["struck"] for fault in report["faults"]} == {
-        "kill": 1,
-        "step-ack": 1,
-        "duplicates": 1,
-    }
+    assert {fault["name"]: fault["struck"] for fault in report["faults"]} == dict.fromkeys(
+        SHORT_FAULTS, 1
+    )
     verdict = report["verdict"]
     assert verdict["records"] > verdict["events"] > 500
     assert verdict["users"] > 100
@@ -60,7 +69,10 @@ def test_a_short_run_survives_its_faults_and_finds_the_broken_guard_out(libs_hom
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_brokers_and_disks_fail_and_nothing_is_lost(libs_home: Path, nodes: int) -> None:
-    faults = "broker-kill,broker-pause,brokers-all,wipe,bit-flip,truncate,remove,disk-full,zombie"
+    faults = (
+        "broker-kill,broker-pause,brokers-all,wipe,bit-flip,truncate,remove,disk-full,zombie,clock,"
+        "changelog"
+    )
 
     code, report = chaos(
         libs_home,

@@ -12,9 +12,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import faust
+from aiokafka.structs import ConsumerRecord
 from faust.types import TP
 from mode import Worker
 
@@ -91,6 +93,7 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
     )
     table: RowTable = app.Table("rows", partitions=PARTITIONS)
     tables.append(table)
+    tell_of_restoring(plan, table)
     guard = loop_guard(app)
     events = app.topic(f"{plan.prefix}events", key_type=bytes, value_type=bytes)
 
@@ -101,6 +104,17 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
 
     app.agent(events, name="fold")(fold)
     return app, table, guard
+
+
+def tell_of_restoring(plan: Plan, table: RowTable) -> None:
+    """A line for each slice of the changelog that is applied."""
+    restore = table.restore
+
+    def restore_and_tell(partition: int, records: Sequence[ConsumerRecord]) -> None:
+        plan.tell("restored", p=partition, rows=len(records), last=records[-1].offset)
+        restore(partition, records)
+
+    table.restore = restore_and_tell
 
 
 async def fold_batches(

@@ -183,25 +183,6 @@ def test_a_worker_that_was_paused_beyond_its_session_ends_without_writing(scene,
     assert scene.rows() == scene.expected()
 
 
-def test_a_standby_takes_over_with_its_own_copy_of_the_rows(scene, worker):
-    scene.send(1_000)
-    first = worker("first", standbys=1).start()
-    second = worker("second", standbys=1).start()
-    first.wait_until_ready(PARTITIONS // 2)
-    second.wait_until_ready(PARTITIONS // 2)
-    scene.send(1_000)
-    scene.wait_until_all_is_done()
-
-    assert second.end() == 0
-    shutil.rmtree(second.data)
-    first.wait_until_ready(PARTITIONS, beyond=len(first.told("ready")) - 1)
-    scene.send(500)
-    scene.wait_until_all_is_done()
-
-    assert first.end() == 0
-    assert scene.rows() == scene.expected()
-
-
 def test_records_that_retention_took_are_reported_and_reading_goes_on(scene, worker):
     scene.send(1_000)
     process = worker(instance="one").start()

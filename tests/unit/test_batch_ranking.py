@@ -93,7 +93,7 @@ def processed(max_rank_batch: int, is_replaced: bool) -> list[dict[str, Any]]:
         rows,
         live,
         send_records,
-        TableRows(lambda offset: (b"source", b""), lambda has: (b"postponed", b"")),
+        TableRows(lambda _, offset: (b"source", b""), lambda has: (b"postponed", b"")),
     )
     visits = [record(n + 1, user_id=user, type="visit") for n, user in enumerate(USERS)]
 

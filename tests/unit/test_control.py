@@ -365,7 +365,7 @@ class Engine:
             self,
             self.live,
             self.send_records,
-            TableRows(lambda offset: (b"source", b""), lambda has: (b"postponed", b"")),
+            TableRows(lambda _, offset: (b"source", b""), lambda has: (b"postponed", b"")),
             on_step=self.reached,
         )
 

@@ -11,6 +11,7 @@ from folding import FINGERPRINT, NOW_MS, RecordSlice, Store, Tp, partition_of, r
 
 from export.items import item_hash
 from stream import waiting_lists
+from stream.history import OPTED_OUT, UserRow
 from stream.refresh_control import CATCH_UP_USERS, RefreshControl
 from stream.settings import Settings
 from stream.state import FoldedBatch, TouchedUser
@@ -53,9 +54,9 @@ class Worker:
         )
         self.control.assigned({0: self.flags.get(0, False)})
 
-    def rows(self, partition: int) -> Iterator[tuple[bytes, bytes]]:
-        rows = list(self.store.rows.items())
-        return iter([(key, data) for (at, key), data in rows if at == partition])
+    def rows(self, partition: int, after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        rows = sorted((key, data) for (at, key), data in self.store.rows.items() if at == partition)
+        return iter([row for row in rows if after is None or row[0] > after])
 
     def batch(
         self, *users: str, kind: str = "click", behind: int = 0, seconds: float = 0.1
@@ -90,6 +91,7 @@ class Worker:
         raise AssertionError("there is always something to do")
 
     def finish(self, batch: FoldedBatch, records: int, seconds: float) -> None:
+        self.control.may_list(batch)
         self.control.select(batch, START_MS + self.newest_ms, self.store.read)
         due = [user for user in batch.users.values() if user.is_due]
         self.last |= {user.owner: user for user in due}
@@ -287,3 +289,111 @@ class TestSmallestChange:
 
     def test_a_visit_is_always_answered(self):
         assert self.is_sent(1.0, new=0, reason="visit")
+
+
+class TestExpiring:
+    """Lists last 1000 ms of event time here; users count as active for 5000 ms."""
+
+    @staticmethod
+    def worker(users: list[str], lists_per_s: float = 100.0) -> Worker:
+        settings = Settings(
+            list_lifetime_ms=1000, refresh_expiring=lists_per_s, refresh_active_ms=5000
+        )
+        worker = Worker(settings)
+        worker.batch(*users)
+        worker.ranked.clear()
+        return worker
+
+    @staticmethod
+    def pass_time(worker: Worker, seconds: float) -> None:
+        """Idle as the stream does: whenever there is something to do."""
+        end_s = worker.clock.now_s + seconds
+        while (wait_s := worker.control.idle_s()) is not None:
+            worker.clock.now_s += max(wait_s, 0.001)
+            if worker.clock.now_s > end_s:
+                break
+            worker.idle()
+        worker.clock.now_s = end_s
+
+    def test_an_expired_list_is_made_anew_once_for_the_newest_event_time(self):
+        worker = self.worker(USERS[:3])
+        self.pass_time(worker, 60)
+        assert worker.ranked == [], "event time stands still"
+
+        worker.newest_ms += 1000
+        self.pass_time(worker, 60)
+
+        assert sorted(worker.ranked) == sorted(USERS[:3])
+        assert {user.reason for user in worker.last.values()} == {"ttl"}
+        assert {user.request_ms for user in worker.last.values()} == {START_MS + worker.newest_ms}
+
+        worker.newest_ms += 1000
+        self.pass_time(worker, 60)
+        assert len(worker.ranked) == 6
+
+    def test_users_who_were_not_here_lately_are_left_alone(self):
+        worker = self.worker(USERS[:2])
+        worker.newest_ms += 4500
+        worker.batch(USERS[1])
+        worker.ranked.clear()
+        worker.newest_ms += 1500
+
+        self.pass_time(worker, 60)
+
+        assert worker.ranked == [USERS[1]]
+
+    def test_no_more_lists_a_second_are_made_than_may_be(self):
+        worker = self.worker(USERS[:50], lists_per_s=4.0)
+        worker.newest_ms += 1500
+
+        self.pass_time(worker, 3)
+
+        assert 11 <= len(worker.ranked) <= 4 * 3 + 4
+        self.pass_time(worker, 30)
+        assert sorted(worker.ranked) == sorted(USERS[:50])
+
+    def test_a_list_that_was_sent_and_not_written_down_is_found_again_after_the_crash(self):
+        worker = self.worker(USERS[:1])
+        worker.newest_ms += 1000
+        before = dict(worker.store.rows)
+        self.pass_time(worker, 60)
+        worker.store.rows = before
+
+        worker.start()
+        self.pass_time(worker, 60)
+
+        assert worker.ranked == [USERS[0]] * 2
+
+    def test_it_goes_on_while_events_come_and_waits_while_the_worker_is_behind(self):
+        worker = self.worker(USERS[:1])
+        worker.newest_ms += 1000
+        worker.clock.now_s += 60
+        worker.batch(USERS[5], behind=100_000, seconds=1.0)
+        worker.batch(USERS[5], behind=100_000)
+        assert USERS[0] not in worker.ranked[1:]
+
+        worker.batch(USERS[5])
+
+        assert USERS[0] in worker.ranked
+
+    @pytest.mark.parametrize(("silent_until", "list_ms"), [(OPTED_OUT, START_MS), (7, 0)])
+    def test_users_who_have_opted_out_or_were_deleted_get_none(self, silent_until, list_ms):
+        worker = self.worker(USERS[:1])
+        (key, data), *_ = worker.store.rows.items()
+        row = UserRow.decode(data, FINGERPRINT)
+        row.forget_user(silent_until)
+        row.newest_ms, row.list_ms = START_MS, list_ms
+        worker.store.rows[key] = row.encode()
+        worker.newest_ms += 1000
+
+        self.pass_time(worker, 60)
+
+        assert worker.ranked == []
+
+    def test_without_it_no_list_is_made_anew(self):
+        worker = self.worker(USERS[:1], lists_per_s=0.0)
+        worker.newest_ms += 1000
+
+        assert worker.control.idle_s() is None
+        worker.idle()
+        assert worker.ranked == []

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from statistics_strategies import (
     ITEMS,
     SETTINGS,
+    START_MS,
+    Counted,
     bits,
     counted_events,
     deltas_of,
@@ -18,10 +20,15 @@ from statistics_strategies import (
 )
 
 from export.statistics import StatisticsSettings
+from stream.kafka.marks import ForeignStateError
 from stream.snapshots import SnapshotError, load_snapshot, save_snapshot, take_snapshot
-from stream.statistics import LiveStatistics
+from stream.statistics import LiveStatistics, StatisticsTopics
 
 SOURCE = "item-statistics/8"
+EVENTS = [
+    Counted(number % 3, number, ITEMS[number], (ITEMS[0],), START_MS + number, 16)
+    for number in range(1, 10)
+]
 
 
 @given(st.data())
@@ -116,6 +123,52 @@ def test_a_snapshot_of_other_topics_or_settings_is_refused_and_says_which(saved)
         load(folder, source="item-statistics/16")
     with pytest.raises(SnapshotError, match="neighbours"):
         load(folder, StatisticsSettings(neighbours=7))
+
+
+class TestTopicsMadeAnew:
+    """The snapshot was taken of topics with the ids e1 (events) and d1 (deltas)."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        topics = StatisticsTopics("e1", "d1")
+        live = LiveStatistics(statistics_of([EVENTS]), {0: 5, 2: 9}, topics=topics)
+        save_snapshot(tmp_path, take_snapshot(live, SOURCE))
+        return tmp_path
+
+    def load(self, folder, events, deltas):
+        topics = StatisticsTopics(events, deltas)
+        return load_snapshot(folder, index_of([]), SETTINGS, SOURCE, topics)
+
+    def test_on_the_same_topics_it_goes_on_where_it_was(self, folder):
+        back = self.load(folder, "e1", "d1")
+
+        assert back is not None
+        assert back.positions == {0: 5, 2: 9}
+
+    def test_new_deltas_are_read_from_their_beginning_and_counts_stay(self, folder):
+        back = self.load(folder, "e1", "d2")
+
+        assert back is not None
+        assert back.positions == {}
+        assert bits(back.statistics) == bits(statistics_of([EVENTS]))
+        assert back.topics == StatisticsTopics("e1", "d2")
+
+    def test_deltas_of_events_that_are_no_more_are_refused(self, folder):
+        with pytest.raises(ForeignStateError, match="delete the changelog and item-statistics"):
+            self.load(folder, "e2", "d1")
+
+    def test_counts_of_events_that_are_no_more_are_not_gone_on_with(self, folder):
+        with pytest.raises(SnapshotError, match="a topic that was deleted"):
+            self.load(folder, "e2", "d2")
+
+    def test_a_running_worker_reads_new_deltas_anew_and_counts_none_twice(self):
+        live = LiveStatistics(statistics_of([EVENTS]), {0: 5}, topics=StatisticsTopics("e1", "d1"))
+
+        live.deltas_made_anew("d2")
+
+        assert live.positions == {}
+        assert live.topics == StatisticsTopics("e1", "d2")
+        assert live.statistics.apply(*deltas_of(EVENTS, live.statistics.index)) == 0
 
 
 def test_a_write_that_was_cut_short_leaves_the_former_snapshot(saved):
