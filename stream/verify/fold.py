@@ -64,7 +64,7 @@ def verify_fold(settings: Settings, data_dirs: list[Path]) -> Report:
     )
     sent = SentLists.of(log.read(settings.topic("recommendations"), "lists"))  # 4
     applied = applied_offsets(log.read(settings.topic("decisions"), "decisions"), sent)
-    lists = check_lists(sent, applied, state, stored, topic)
+    lists = check_lists(sent, applied, state, stored, topic, changelog.seq_floors())
     interests = check_interests(log.read(settings.topic("interests"), "interests"), state)
     letters = check_dead_letters(
         log.read(settings.topic("dead-letters"), "letters"), events, folded

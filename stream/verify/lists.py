@@ -99,8 +99,13 @@ def check_lists(
     expected: ExpectedState,
     rows: Mapping[User, StoredRow],
     topic: DeltaTopic,
+    floors: Mapping[int, int] | None = None,
 ) -> Check:
-    """Every user with a due event has a list that was ranked with it; rows know their last list."""
+    """Every user with a due event has a list that was ranked with it; rows know their last list.
+
+    `floors`: partition -> the seq above which lists go on, as its state was lost and built again:
+    a row that had none since then stands there, and knows nothing of a list from before.
+    """
     check = Check("newest lists", "due users")
     for fall in lists.seq_falls:
         check.miss(fall)
@@ -123,7 +128,7 @@ def check_lists(
                 check.lose(
                     f"user {name} has no list, or an old one; due since offset {user.due_offset}"
                 )
-        if sent is not None and name in rows:
+        if sent is not None and name in rows and not _is_unlisted(rows[name], user, floors or {}):
             is_shown = applied.get(sent.rec_id, -1) >= user.shown_nothing_offset
             _compare_with_row(check, name, sent, rows[name], is_shown)
     for name in lists.newest.keys() - expected.users.keys():
@@ -198,6 +203,10 @@ def _has_nothing_to_list(
     if not known or topic.is_in_first_batch(user.partition, user.due_offset):
         return True
     return all(int.from_bytes(item, "little") in user.taken_ever for item in known)
+
+
+def _is_unlisted(row: StoredRow, user: ExpectedUser, floors: Mapping[int, int]) -> bool:
+    return not row.rec_ids and 0 < floors.get(user.partition, 0) == row.seq
 
 
 def _compare_with_row(

@@ -163,6 +163,15 @@ class Changelog:
             and not where[1].startswith(_COPIES_KEY)
         }
 
+    def seq_floors(self) -> dict[int, int]:
+        """Partition -> the seq above which its lists go on, as its state was built again."""
+        marks = {p: value for (p, key), (_, value) in self.values.items() if key == _SOURCE_KEY}
+        return {
+            partition: int.from_bytes(value[24:32], "little", signed=True)
+            for partition, value in marks.items()
+            if value is not None
+        }
+
     def source_offset(self, partition: int) -> int:
         """The last source offset that the rows of a partition contain; -1: none."""
         _, value = self.values.get((partition, _SOURCE_KEY), (0, None))

@@ -42,7 +42,7 @@ def make_anew(engine: Engine, *names: str) -> None:
 def send(engine: Engine, first: int, count: int) -> None:
     """Events of all users, numbered on."""
     engine.send(
-        (user.encode(), event(user, number, item_id=f"item-{number % 9}"))
+        (user.encode(), event(user, number, item_id=f"item-{number % 97}"))
         for number in range(first, first + count)
         for user in [USERS[number % len(USERS)]]
     )
@@ -100,6 +100,7 @@ def test_events_of_another_topic_end_the_worker_and_after_the_way_out_all_is_exa
     assert worker.start().wait_for_end() == FOREIGN_EXIT_CODE, "old deltas would hide new ones"
     make_anew(engine, "item-statistics")
     worker.start()
+    send(engine, 400, 30)
 
     assert_exact(engine, worker)
     assert all(seq > seqs[user] for user, seq in newest_seq(engine).items())

@@ -44,6 +44,9 @@ def test_expired_lists_of_active_users_are_renewed_for_the_newest_event_time(
     engine: Engine,
 ) -> None:
     worker = engine.worker().start(**SETTINGS)
+    for number in range(100, 105):
+        click(engine, "first", number, 0)
+    engine.wait_until_all_is_done()
     for number, (user, hour) in enumerate([("gone", 0), ("here", 8), ("ada", 8.5)]):
         click(engine, user, number, hour)
         engine.wait_until_all_is_done()

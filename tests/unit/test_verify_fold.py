@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import struct
 from dataclasses import dataclass, replace
@@ -489,3 +490,20 @@ def test_the_check_of_lists_uses_nothing_of_the_worker():
 
         assert not any(name.split(".")[0] == "stream" for name in names), path
         assert not names & {"export.statistics", "export.features", "export.items"}, path
+
+
+@pytest.mark.parametrize(("seq", "floor", "is_right"), [(7, 7, True), (7, 0, False), (6, 7, False)])
+def test_only_a_row_that_was_built_again_may_know_nothing_of_a_list(seq, floor, is_right):
+    world = World(clicks(5))
+    changelog = world.changelog()
+    _, rows = check_rows(changelog, world.expected, FINGERPRINT, world.ends)
+    (name,) = rows
+    rows[name] = dataclasses.replace(rows[name], seq=seq, rec_ids=())
+    partition = world.expected.users[name].partition
+    key, packed = source_row(4, None, floor)
+    floors = Changelog.of([Placed(partition, key, packed, 0)], {}).seq_floors()
+    sent = SentLists.of([sent_list("ada", 5, 4)])
+
+    check = check_lists(sent, {"00" * 16: 4}, world.expected, rows, DeltaTopic(), floors)
+
+    assert check.holds == is_right, check.told
