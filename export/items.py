@@ -13,11 +13,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from export.slot_table import SlotTable
+
 Hashes = NDArray[np.uint64]
 Rows = NDArray[np.int64]
 
 #: The row of an item that is not in the index.
 NO_ROW = -1
+#: From so many on, array operations find rows faster than a dictionary does.
+_MANY_HASHES = 256
 
 
 def item_hash(item_id: str) -> int:
@@ -46,6 +50,7 @@ class ItemIndex:
         self._row_of_hash: dict[int, int] = {}
         self._hash_of_id: dict[str, int] = {}
         self._hashes = np.zeros(1024, dtype=np.uint64)
+        self._slots_of_hashes = SlotTable()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,8 +98,16 @@ class ItemIndex:
 
     def rows_of_hashes(self, hashes: Sequence[int] | Hashes) -> Rows:
         """[N] the rows of these hashes, NO_ROW where an item was never met by its id."""
+        if isinstance(hashes, np.ndarray) and len(hashes) >= _MANY_HASHES:
+            return self._rows_of_many(hashes)
         known = self._row_of_hash
         values = hashes.tolist() if isinstance(hashes, np.ndarray) else hashes
         return np.fromiter(
             map(known.get, values, itertools.repeat(NO_ROW)), dtype=np.int64, count=len(values)
         )
+
+    def _rows_of_many(self, hashes: Hashes) -> Rows:
+        met = len(self._slots_of_hashes)
+        if met < len(self.ids):  # rows are slots: both are given in the order of meeting
+            self._slots_of_hashes.slots(self.hashes[met:].view(np.int64))
+        return self._slots_of_hashes.find(hashes.view(np.int64))

@@ -48,6 +48,18 @@ def test_a_hash_leads_back_to_its_row_and_an_unknown_one_to_none(met, strange):
     assert index.rows_of_hashes(hashes).tolist() == found[:-1].tolist()
 
 
+@given(st.lists(ids, max_size=20), st.lists(ids, max_size=20), st.integers(0, 2**64 - 1))
+def test_many_hashes_lead_back_to_the_same_rows_as_few(met, later, strange):
+    index = ItemIndex()
+
+    for items in (met, later):
+        index.rows(items)
+        few = [*map(item_hash, [*met, *later]), strange]
+        many = np.array(300 * few, dtype=np.uint64)
+
+        assert index.rows_of_hashes(many).tolist() == 300 * index.rows_of_hashes(few).tolist()
+
+
 def test_an_index_takes_more_items_than_it_had_room_for():
     index = ItemIndex()
     many = [str(number) for number in range(5000)]

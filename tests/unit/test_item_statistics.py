@@ -24,6 +24,7 @@ from statistics_strategies import (
 
 from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
 from export.items import item_hash
+from export.slot_table import SlotTable
 from export.statistics import (
     CHAIN_DEPTH,
     COUNTED_AT_ONCE,
@@ -33,7 +34,7 @@ from export.statistics import (
     ItemStatistics,
     StatisticsSettings,
 )
-from export.transitions import CHAIN_EPOCHS, SlotTable, Transitions
+from export.transitions import CHAIN_EPOCHS, Transitions
 
 #: What the newest and the oldest time of a step differ by: 2^(1/4096) - 1.
 STEP = 1.8e-4
@@ -300,6 +301,9 @@ def test_a_slot_table_is_a_dictionary_of_keys_in_the_order_they_came(batches):
 
         assert slots.tolist() == [expected[key] for key in keys.tolist()]
         assert is_new.tolist() == is_new_to_us
+        assert table.find(keys).tolist() == slots.tolist()
+    asked = np.array([*expected, 301, 302], dtype=np.int64)
+    assert table.find(asked).tolist() == [expected.get(key, -1) for key in asked.tolist()]
     assert len(table) == len(expected)
 
 
