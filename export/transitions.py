@@ -188,6 +188,8 @@ def _grown(column: NDArray[np.int64], size: int, fill: int = 0) -> NDArray[np.in
     """The column, or where it is shorter than `size` a copy of twice that."""
     if size <= len(column):
         return column
-    grown = np.full((2 * size, *column.shape[1:]), fill, dtype=np.int64)
+    grown = np.zeros((2 * size, *column.shape[1:]), dtype=np.int64)
     grown[: len(column)] = column
+    if fill:
+        grown[len(column) :] = fill
     return grown

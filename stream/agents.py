@@ -12,7 +12,8 @@
 7. return: the source is acked, and offsets are committed up to there.
 
 While a batch of which nothing but deltas goes out waits in step 5, the next one is read and folded,
-on top of the rows that are under way; `stream.storing` has the rules for that.
+on top of the rows that are under way, and rows that the changelog has may be written with those of
+the next batches; `stream.storing` has the rules for that.
 
 A crash anywhere leaves the source unacked. What is read again after it is either not in the rows,
 and folded, or in the rows, and then all of its results have been sent, or its list is postponed.
@@ -103,7 +104,7 @@ class BatchProcessor:
 
     @property
     def under_way(self) -> int:
-        """How many of the newest batches are not written yet, and must not be acked."""
+        """How many of the newest batches are not done yet, and must not be acked."""
         return self._storing.under_way
 
     async def finish(self) -> None:
@@ -139,13 +140,13 @@ class BatchProcessor:
         if batch.misrouted:
             await self._send_on(batch.misrouted, context.generated_at_ms)  # 5.
 
-        def written() -> None:
+        def done() -> None:
             self._on_step("ack")
             times = begun, folded, ranked, time.perf_counter()
             self._count(batch, reasons, times)
 
         await self._send_and_write(  # 5. 6.
-            BatchEnd(outbox, self._changed_rows(batch), context.generated_at_ms, written)
+            BatchEnd(outbox, self._changed_rows(batch), context.generated_at_ms, done)
         )
         records = sum(len(piece.records) for piece in slices)
         self._refreshes.done(batch, records, time.perf_counter() - begun)

@@ -7,6 +7,9 @@ deltas of the next. What that may not change:
 - rows are sent when all of their batch's results are acknowledged, and written when they are
   acknowledged themselves;
 - batches do each step in their order;
+- rows that the changelog has may wait in memory, as long as batches follow each other: a user's
+  newer row then takes the place of the older one before either is written. A crash costs reading
+  them from the changelog; what is on disk is the fold of the changelog up to its position, as ever;
 - who reads rows sees those of the batches under way;
 - only deltas go out before the batch in front is written, never a list: a crash would take back
   the rows, and with them the `seq` of a list that consumers have by then.
@@ -23,6 +26,9 @@ from stream.outbox import Outbox, SendRecords, Sent
 
 #: A row: key and value; None deletes.
 Row = tuple[bytes, bytes | None]
+
+#: Rows that wait to be written are so large at most; to write them then takes some milliseconds.
+_WAITING_BYTES = 2 * 1024**2
 
 #: Turns of the event loop that aiokafka's sender needs until a request is on its way.
 _HAND_OVER_TURNS = 4
@@ -56,12 +62,12 @@ class Steps:
 
 @dataclass(slots=True)
 class BatchEnd:
-    """What a batch sends and changes; `written` is called when it is on disk."""
+    """What a batch sends and changes; `done` is called when the changelog has its rows."""
 
     results: Outbox
     changes: dict[int, list[Row]]
     now_ms: int
-    written: Callable[[], None]
+    done: Callable[[], None]
     _by_key: dict[int, dict[bytes, bytes | None]] = field(default_factory=dict)
 
     def rows_of(self, partition: int) -> dict[bytes, bytes | None]:
@@ -82,19 +88,22 @@ class Storing:
         self._steps = steps
         self._results: tuple[BatchEnd, Sent] | None = None  # whose results are on the way
         self._stored: tuple[BatchEnd, Sent] | None = None  # whose rows are, the batch before
+        self._waiting: dict[int, dict[bytes, bytes | None]] = {}  # rows to write, by partition
+        self._positions: dict[int, int] = {}  # changelog offsets that they stand at
+        self._waiting_bytes = 0
 
     @property
     def under_way(self) -> int:
-        """How many of the newest batches are not written yet."""
+        """How many of the newest batches are not done yet."""
         return (self._results is not None) + (self._stored is not None)
 
     def get_many(self, partition: int, keys: list[bytes]) -> list[bytes | None]:
         """Rows as they are after all batches, those under way too."""
+        changes = [self._waiting.get(partition, {})]
+        changes += (end[0].rows_of(partition) for end in (self._stored, self._results) if end)
         found: dict[bytes, bytes | None] = {}
-        for under_way in (self._stored, self._results):  # of two, the newer one has the last word
-            if under_way is not None:
-                changed = under_way[0].rows_of(partition)
-                found.update((key, changed[key]) for key in keys if key in changed)
+        for changed in filter(None, changes):  # the newest has the last word
+            found.update((key, changed[key]) for key in keys if key in changed)
         if not found:
             return self._rows.get_many(partition, keys)
         missing = [key for key in keys if key not in found]
@@ -115,7 +124,8 @@ class Storing:
 
     async def store(self, end: BatchEnd) -> None:
         """Send and write the rows of a batch, whatever becomes of its results."""
-        await self._write(end, await self._send_rows(end))
+        await self._take_in(end, await self._send_rows(end))
+        self._write()
 
     async def _go_on(self, new: BatchEnd | None) -> None:
         """Wait for all that is on the way, and send what may follow it: one round trip."""
@@ -124,9 +134,12 @@ class Storing:
             end, sent = results
             self._steps.acknowledged(end.results, await sent.acknowledged())
         if stored is not None:
-            await self._write(*stored)
-            stored[0].written()
+            end, sent = stored
+            await self._take_in(end, sent)
+            if new is None or self._waiting_bytes > _WAITING_BYTES:
+                self._write()
             self._stored = None
+            end.done()
         if results is not None:
             end, _ = results
             self._results, self._stored = None, (end, await self._send_rows(end))
@@ -143,11 +156,21 @@ class Storing:
             outbox.records[self._changelog, partition] = list(rows)
         return await outbox.hand_over(self._send_records, end.now_ms)
 
-    async def _write(self, end: BatchEnd, sent: Sent) -> None:
-        """Step 6, when the changelog has the rows."""
+    async def _take_in(self, end: BatchEnd, sent: Sent) -> None:
+        """Have rows wait to be written, when the changelog has them."""
         offsets = await sent.acknowledged()
+        for partition in end.changes:
+            rows = end.rows_of(partition)
+            self._waiting.setdefault(partition, {}).update(rows)
+            _, self._positions[partition] = offsets[self._changelog, partition]
+            self._waiting_bytes += sum(map(len, filter(None, rows.values())))
+
+    def _write(self) -> None:
+        """Step 6, of all rows that wait."""
+        if not self._waiting:
+            return
         self._steps.check()
         self._steps.reached("write")
-        for partition, rows in end.changes.items():  # 6.
-            _, changelog_offset = offsets[self._changelog, partition]
-            self._rows.write(partition, rows, changelog_offset)
+        for partition, rows in self._waiting.items():  # 6.
+            self._rows.write(partition, list(rows.items()), self._positions[partition])
+        self._waiting, self._positions, self._waiting_bytes = {}, {}, 0

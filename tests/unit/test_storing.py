@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from faust.types import TP
 
+from stream import storing
 from stream.kafka.batches import RecordBatch
 from stream.outbox import Outbox
 from stream.simulate.faust_parts import SimulatedStream, WorkerApp
@@ -96,7 +97,7 @@ def test_rows_go_out_when_their_deltas_are_acknowledged_and_with_the_next_batchs
 
 
 @pytest.mark.parametrize("first", ["deltas", ROWS_LOG])
-def test_nothing_is_written_or_sent_on_before_both_batches_are_acknowledged(first):
+def test_nothing_is_done_or_sent_on_before_both_batches_are_acknowledged(first):
     async def act(topics: Topics) -> None:
         await topics.storing.begin(topics.end(1))
         topics.acknowledge("deltas")
@@ -122,6 +123,31 @@ def test_nothing_is_written_or_sent_on_before_both_batches_are_acknowledged(firs
     assert topics.storing.under_way == 0
 
 
+@pytest.mark.parametrize(
+    ("most", "written"), [(4, ["row-1", "row-2", "row-3"]), (1000, ["row-2", "row-3"])]
+)
+def test_rows_wait_until_there_are_many_bytes_of_them_or_no_next_batch_and_the_newest_is_written(
+    monkeypatch, most, written
+):
+    monkeypatch.setattr(storing, "_WAITING_BYTES", most)
+
+    async def act(topics: Topics) -> None:
+        for number in (1, 2, 3):
+            await topics.storing.begin(topics.end(number))
+            topics.acknowledge("deltas")
+            if number > 1:
+                topics.acknowledge(ROWS_LOG)
+        finishing = asyncio.create_task(topics.storing.finish())
+        await turns()
+        topics.acknowledge(ROWS_LOG)
+        await finishing
+
+    topics = run(act)
+
+    assert [row for step, *rest in topics.log if step == "wrote" for row in rest[:1]] == written
+    assert topics.disk == {b"ada": b"row-3"}
+
+
 def test_who_reads_rows_sees_those_of_batches_under_way_the_newest_of_each():
     async def act(topics: Topics) -> None:
         topics.disk = {b"ada": b"old", b"bob": b"old", b"eve": b"old"}
@@ -140,9 +166,7 @@ def test_who_reads_rows_sees_those_of_batches_under_way_the_newest_of_each():
         await topics.storing.begin(topics.end(3))
         assert topics.storing.get_many(0, [b"ada", b"bob"]) == [b"row-3", b"row-1"]
 
-    topics = run(act)
-
-    assert topics.disk[b"bob"] == b"row-1" and topics.disk[b"ada"] == b"old"
+    assert run(act).disk[b"bob"] == b"old", "it waits to be written"
 
 
 def test_a_refused_result_keeps_the_rows_back():
