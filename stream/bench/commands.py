@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,51 @@ def state(
         click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
         all_hold &= report.holds
     sys.exit(0 if all_hold else 1)
+
+
+@bench.command("rivals")
+@_bootstrap
+@click.option(
+    "--rival-events",
+    "events",
+    type=click.IntRange(100),
+    default=50_000,
+    show_default=True,
+    help="Sent once; all go through them.",
+)
+@click.option("--users", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1024, show_default=True, help="Records.")
+@click.option("--rounds", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--quix",
+    help="Python of an environment with quixstreams; `install` makes one for this run.",
+)
+@_partitions
+@_json
+def rivals(
+    bootstrap: str,
+    events: int,
+    users: int,
+    batch: int,
+    rounds: int,
+    quix: str | None,
+    partitions: int,
+    as_json: bool,
+) -> None:
+    """Stock Faust and Quix Streams on the same topic: events/s and CPU for each event.
+
+    Each keeps a row of as many bytes as a worker for every user, with a changelog, and sends as
+    many bytes. Exit code 1 if a state was wrong after its run.
+    """
+    from stream.bench.rivals import bench_rivals, installed_quix
+    from stream.bench.workload import Workload
+    from stream.verbs.options import reported
+
+    workload = Workload(events, users)
+    with tempfile.TemporaryDirectory(prefix="driftline-quix-") as folder, reported():
+        python = installed_quix(Path(folder)) if quix == "install" else quix
+        report = bench_rivals(bootstrap, workload, batch, rounds, partitions, python)
+    _end(report, as_json)
 
 
 @bench.command("rank")

@@ -122,7 +122,7 @@ def bench_state(
         for number in range(rounds):
             for batch in batches:
                 for contestant in _contestants():
-                    runs.append(_run(settings, workload, contestant, batch, number))
+                    runs.append(run_contestant(settings, workload, contestant, batch, number))
     events_of_users = Counter(workload.user_numbers().tolist())
     return StateReport(
         workload.events,
@@ -136,9 +136,10 @@ def bench_state(
     )
 
 
-def _run(
+def run_contestant(
     engine: Settings, workload: Workload, contestant: Contestant, batch: int, number: int
 ) -> StateRun:
+    """One run of one contestant over the events that an engine's topic holds."""
     settings = for_run(engine, f"{contestant}-{batch}-{number}")
     make_anew(settings, written_by(settings))
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:

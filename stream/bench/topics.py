@@ -132,10 +132,11 @@ def for_run(settings: Settings, group: str) -> Settings:
 
 
 def _delete(settings: Settings, names: list[str]) -> None:
-    """Delete these topics, or all with the prefix, and wait until they are gone."""
+    """Delete these topics, or all that have the prefix, and wait until they are gone."""
     admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap)
     try:
-        here = [n for n in _topics(admin) if n.startswith(settings.prefix)]
+        # in it: others put something of their own before the names of their topics
+        here = [n for n in _topics(admin) if settings.prefix in n]
         doomed = set(here) if not names else set(here) & set(names)
         if doomed:
             admin.delete_topics(sorted(doomed))
