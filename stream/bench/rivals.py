@@ -178,7 +178,7 @@ def _run(engine: Settings, workload: Workload, rival: Rival, number: int) -> Riv
     _create_outputs(settings, outputs)
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
         plan = Path(folder) / "plan.json"
-        plan.write_bytes(msgspec.json.encode(_plan(settings, outputs, folder)))
+        plan.write_bytes(msgspec.json.encode(_plan(settings, workload, outputs, folder)))
         cpu = run_until_committed(
             [rival.python, rival.file, str(plan)],
             settings,
@@ -200,7 +200,8 @@ def _run(engine: Settings, workload: Workload, rival: Rival, number: int) -> Riv
     )
 
 
-def _plan(settings: Settings, outputs: str, folder: str) -> dict[str, Any]:
+def _plan(settings: Settings, workload: Workload, outputs: str, folder: str) -> dict[str, Any]:
+    young = min(workload.events_within(settings.max_lateness_ms / 1000) / workload.events, 1.0)
     return {
         "bootstrap": settings.bootstrap,
         "events": settings.topic("user-events"),
@@ -210,7 +211,10 @@ def _plan(settings: Settings, outputs: str, folder: str) -> dict[str, Any]:
         "data_dir": str(Path(folder) / "data"),
         "commit_interval_s": settings.commit_interval_s,
         "output_bytes": DELTA_BYTES,
-        "row_bytes": [len(row_of(count)) for count in range(_LARGEST_COUNT)],
+        # a user's ids in the ring are taken to be his part of all that are young at the end
+        "row_bytes": [
+            len(row_of(count, max(round(count * young), 1))) for count in range(_LARGEST_COUNT)
+        ],
     }
 
 
