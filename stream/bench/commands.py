@@ -1,4 +1,4 @@
-"""The verbs of `driftline bench`."""
+"""The verbs of `driftline bench`; those that need a whole engine are in `engine_commands`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
 
 from export.datasets import FORMATS
+from stream.bench import engine_commands
+from stream.bench.options import (
+    bootstrap_option,
+    counts,
+    end,
+    json_option,
+    partitions_option,
+    release_option,
+)
 from stream.settings import Settings
 
 
@@ -27,59 +35,15 @@ def _end_in_order(number: int, _: object) -> None:
     sys.exit(128 + number)
 
 
-def _counts(ctx: click.Context, option: click.Parameter, text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError:
-        counts = []
-    if not counts or min(counts) < 1:
-        raise click.BadParameter(f"wanted numbers such as 256,1024, got {text!r}", ctx, option)
-    return counts
-
-
-def _numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[float]:
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or not all(0 <= number < 10_000 for number in numbers):
-        raise click.BadParameter(f"wanted numbers such as 0,1,5, got {text!r}", ctx, option)
-    return numbers
-
-
-_bootstrap = click.option(
-    "--bootstrap", default=Settings().bootstrap, show_default=True, help="Kafka; a real one."
-)
-_partitions = click.option(
-    "--partitions", type=click.IntRange(1), default=8, show_default=True, help="Of the topics."
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-_release = click.option(
-    "--release",
-    "path",
-    type=click.Path(path_type=Path),
-    help="Folder of a release; without it the one that comes with the package.",
-)
-_items = click.option(
-    "--items",
-    type=click.IntRange(100),
-    default=12_000,
-    show_default=True,
-    help="Catalogue; new items are added to the release's.",
-)
-
-
-def _end(report: Any, as_json: bool) -> None:
-    """Print a report; exit code 1 if it does not hold."""
-    click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
-    sys.exit(0 if report.holds else 1)
+for _command in engine_commands.COMMANDS:
+    bench.add_command(_command)
 
 
 @bench.command("check")
-@_bootstrap
-@_release
+@bootstrap_option
+@release_option
 @click.option("--short", "is_short", is_flag=True, help="Minutes: small loads, one round each.")
-@_json
+@json_option
 def check(bootstrap: str, path: Path | None, is_short: bool, as_json: bool) -> None:
     """All figures that have a bound, beside it. Exit code 1 where one misses it."""
     from export.release import open_release
@@ -89,74 +53,14 @@ def check(bootstrap: str, path: Path | None, is_short: bool, as_json: bool) -> N
 
     with reported():
         report = check_bounds(bootstrap, open_release(path or bundled_release()), is_short)
-    _end(report, as_json)
-
-
-@bench.command("latency")
-@_bootstrap
-@_release
-@click.option(
-    "--loads",
-    callback=_numbers,
-    default="10,50,80",
-    show_default=True,
-    help="Percent of the measured maximum, with commas between.",
-)
-@click.option(
-    "--wait-ms",
-    "waits",
-    callback=_numbers,
-    default="1",
-    show_default=True,
-    help="Values of the setting batch_wait_ms, with commas between.",
-)
-@click.option(
-    "--seconds", type=click.FloatRange(1), default=20.0, show_default=True, help="Of each load."
-)
-@click.option("--users", type=click.IntRange(100), default=20_000, show_default=True)
-@_items
-@_partitions
-@click.option(
-    "--picture",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="SVG file to draw wait against latency into.",
-)
-@_json
-def latency(
-    bootstrap: str,
-    path: Path | None,
-    loads: list[float],
-    waits: list[float],
-    seconds: float,
-    users: int,
-    items: int,
-    partitions: int,
-    picture: Path | None,
-    as_json: bool,
-) -> None:
-    """Event or visit to readable list, at shares of the maximum, which is measured first.
-
-    Open loop: a late answer does not slow the sender. Exit code 1 if a state was wrong.
-    """
-    from export.release import open_release
-    from stream.bench.curve import wait_curve
-    from stream.bench.latency import LatencyPlan, bench_latency
-    from stream.bench.whole_engine import bundled_release
-    from stream.verbs.options import reported
-
-    plan = LatencyPlan(loads, waits, seconds, users, items, partitions)
-    with reported():
-        report = bench_latency(bootstrap, open_release(path or bundled_release()), plan)
-    if picture is not None:
-        picture.write_text(wait_curve(report))
-    _end(report, as_json)
+    end(report, as_json)
 
 
 @bench.command("start")
-@_bootstrap
-@_partitions
+@bootstrap_option
+@partitions_option
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@_json
+@json_option
 def start(bootstrap: str, partitions: int, rounds: int, as_json: bool) -> None:
     """Seconds from the start of a worker's process until it is ready, on an empty state."""
     from stream.bench.starts import bench_start
@@ -164,18 +68,18 @@ def start(bootstrap: str, partitions: int, rounds: int, as_json: bool) -> None:
 
     with reported():
         report = bench_start(bootstrap, partitions, rounds)
-    _end(report, as_json)
+    end(report, as_json)
 
 
 @bench.command("recovery")
-@_bootstrap
+@bootstrap_option
 @click.option(
     "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Folded."
 )
 @click.option("--users", type=click.IntRange(1), default=200_000, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@_partitions
-@_json
+@partitions_option
+@json_option
 def recovery(
     bootstrap: str, events: int, users: int, rounds: int, partitions: int, as_json: bool
 ) -> None:
@@ -189,75 +93,17 @@ def recovery(
 
     with reported():
         report = bench_recovery(bootstrap, Workload(events, users), partitions, rounds)
-    _end(report, as_json)
-
-
-@bench.command("failover")
-@_bootstrap
-@_release
-@click.option("--users", type=click.IntRange(100), default=20_000, show_default=True)
-@click.option("--session-timeout-s", type=click.FloatRange(2, 60), default=6.0, show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@_json
-def failover(
-    bootstrap: str,
-    path: Path | None,
-    users: int,
-    session_timeout_s: float,
-    rounds: int,
-    as_json: bool,
-) -> None:
-    """One of two workers is killed, a standby takes over: the longest wait for a list."""
-    from export.release import open_release
-    from stream.bench.failover import bench_failover
-    from stream.bench.whole_engine import bundled_release
-    from stream.verbs.options import reported
-
-    with reported():
-        release = open_release(path or bundled_release())
-        report = bench_failover(bootstrap, release, users, session_timeout_s, rounds)
-    _end(report, as_json)
-
-
-@bench.command("memory")
-@_bootstrap
-@_release
-@click.option("--users", type=click.IntRange(100), default=100_000, show_default=True)
-@_items
-@_partitions
-@click.option(
-    "--minutes", type=click.FloatRange(0.1), default=60.0, show_default=True, help="Of load."
-)
-@_json
-def memory(
-    bootstrap: str,
-    path: Path | None,
-    users: int,
-    items: int,
-    partitions: int,
-    minutes: float,
-    as_json: bool,
-) -> None:
-    """Bytes of a user on disk and in the changelog; a worker's memory at 70 % of its maximum."""
-    from export.release import open_release
-    from stream.bench.memory import bench_memory
-    from stream.bench.whole_engine import bundled_release
-    from stream.verbs.options import reported
-
-    with reported():
-        release = open_release(path or bundled_release())
-        report = bench_memory(bootstrap, release, users, items, partitions, minutes)
-    _end(report, as_json)
+    end(report, as_json)
 
 
 @bench.command("state")
-@_bootstrap
+@bootstrap_option
 @click.option(
     "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Sent once."
 )
 @click.option(
     "--batches",
-    callback=_counts,
+    callback=counts,
     default="256,1024",
     show_default=True,
     help="Sizes of a batch in records, with commas between.",
@@ -265,14 +111,14 @@ def memory(
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option(
     "--users",
-    callback=_counts,
+    callback=counts,
     default="100000",
     show_default=True,
     help="How many there are; several with commas, each a case of its own.",
 )
 @click.option(
     "--partitions",
-    callback=_counts,
+    callback=counts,
     default="8",
     show_default=True,
     help="Of the topics; several with commas, each a case of its own.",
@@ -327,7 +173,7 @@ def state(
 
 
 @bench.command("rivals")
-@_bootstrap
+@bootstrap_option
 @click.option(
     "--rival-events",
     "events",
@@ -343,8 +189,8 @@ def state(
     "--quix",
     help="Python of an environment with quixstreams; `install` makes one for this run.",
 )
-@_partitions
-@_json
+@partitions_option
+@json_option
 def rivals(
     bootstrap: str,
     events: int,
@@ -368,7 +214,7 @@ def rivals(
     with tempfile.TemporaryDirectory(prefix="driftline-quix-") as folder, reported():
         python = installed_quix(Path(folder)) if quix == "install" else quix
         report = bench_rivals(bootstrap, workload, batch, rounds, partitions, python)
-    _end(report, as_json)
+    end(report, as_json)
 
 
 @bench.command("rank")

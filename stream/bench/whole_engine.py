@@ -87,7 +87,7 @@ def whole_engine(
             postpone_after_ms=10**9,
             event_types={_PAST: EventRole("positive", refreshes=False)},
         )
-        _announce(settings, release)
+        announce(settings, release)
         asyncio.run(fill(settings, world))
         yield settings
 
@@ -98,7 +98,8 @@ def state_errors(settings: Settings, data_dirs: list[Path]) -> list[str]:
     return [finding for check in report.checks if not check.holds for finding in check.told]
 
 
-def _announce(settings: Settings, release: Release) -> None:
+def announce(settings: Settings, release: Release) -> None:
+    """Say that a release is live."""
     stage = ReleaseStage(
         schema="driftline.model-release/1",
         name=release.name,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,17 +29,26 @@ _PATIENCE_S = 180.0
 _POSTPONED_KEY = b"\x00postponed"
 
 
+#: No settings other than the engine's own.
+_NO_CHANGES: Mapping[str, Any] = {}
+
+
 class StuckError(DriftlineError):
     """The engine does not get on with its work."""
 
 
 class Engine:
-    """Topics under a prefix on a cluster of the run's own, and the workers that serve them."""
+    """Topics under a prefix on a cluster of the run's own, and the workers that serve them.
 
-    def __init__(self, cluster: Cluster, home: Path, prefix: str) -> None:
+    `changes` are settings other than those that suit a run of faults.
+    """
+
+    def __init__(
+        self, cluster: Cluster, home: Path, prefix: str, changes: Mapping[str, Any] = _NO_CHANGES
+    ) -> None:
         self.cluster, self.home = cluster, home
         home.mkdir(parents=True)
-        self.settings = Settings(
+        plain = Settings(
             bootstrap=cluster.bootstrap,
             prefix=prefix,
             partitions=_PARTITIONS,
@@ -49,6 +59,7 @@ class Engine:
             snapshot_interval_s=1.0,
             list_length=10,
         )
+        self.settings = msgspec.structs.replace(plain, **changes)
         config = {
             name: value
             for name, value in msgspec.to_builtins(self.settings).items()

@@ -187,6 +187,11 @@ def _come_to_rest(scene: Scene, report: ChaosReport) -> None:
             worker.kill()
 
 
+def chosen_faults(names: str) -> list[str]:
+    """The names in a list with commas, or all. Raises UnknownNameError."""
+    return _chosen(names, FAULTS, "fault")
+
+
 def _chosen(names: str, known: Iterable[str], what: str) -> list[str]:
     """The names in a list with commas; "all" of them, or "none". Raises UnknownNameError."""
     if names in ("all", "none"):

@@ -74,6 +74,12 @@ class WorkerProcess:
         """Whether its process is there, stopped or not."""
         return self._process is not None and self._process.poll() is None
 
+    def rss_bytes(self) -> int:
+        """Memory that it has now; it must be running."""
+        process = self._process
+        statm = Path(f"/proc/{process.pid if process else 0}/statm")
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal, if it runs."""
         if self._process is not None and self._process.poll() is None:
