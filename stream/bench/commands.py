@@ -178,9 +178,16 @@ def state(
     "--rival-events",
     "events",
     type=click.IntRange(100),
-    default=50_000,
+    default=200_000,
     show_default=True,
-    help="Sent once; all go through them.",
+    help="Sent once; all but Faust go through them.",
+)
+@click.option(
+    "--faust-events",
+    type=click.IntRange(100),
+    default=20_000,
+    show_default=True,
+    help="As many for Faust, at most as for the others.",
 )
 @click.option("--users", type=click.IntRange(1), default=10_000, show_default=True)
 @click.option("--batch", type=click.IntRange(1), default=1024, show_default=True, help="Records.")
@@ -194,6 +201,7 @@ def state(
 def rivals(
     bootstrap: str,
     events: int,
+    faust_events: int,
     users: int,
     batch: int,
     rounds: int,
@@ -206,14 +214,15 @@ def rivals(
     Each keeps a row of as many bytes as a worker for every user, with a changelog, and sends as
     many bytes. Exit code 1 if a state was wrong after its run.
     """
-    from stream.bench.rivals import bench_rivals, installed_quix
+    from stream.bench.rivals import RivalsPlan, bench_rivals, installed_quix
     from stream.bench.workload import Workload
     from stream.verbs.options import reported
 
     workload = Workload(events, users)
     with tempfile.TemporaryDirectory(prefix="driftline-quix-") as folder, reported():
         python = installed_quix(Path(folder)) if quix == "install" else quix
-        report = bench_rivals(bootstrap, workload, batch, rounds, partitions, python)
+        plan = RivalsPlan(workload, faust_events, batch, rounds, partitions, python)
+        report = bench_rivals(bootstrap, plan)
     end(report, as_json)
 
 

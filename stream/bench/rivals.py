@@ -4,8 +4,8 @@ worker.
 Per event they read and write a user's row of as many bytes as a worker's, with a changelog, and
 send as many bytes as a worker's deltas. Their rows say how many events they were written for, and
 afterwards each user's newest row in the changelog must say so many as were sent; a wrong state
-voids the figure. Rivals are slower by so much that they get fewer events than `driftline bench
-state`; raw loop and worker go through the same topic in the same run.
+voids the figure. Raw loop and worker go through the same topic in the same run. Stock Faust is so
+slow that it gets fewer events of the same kind, on a topic of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,6 +59,7 @@ class RivalRun(Struct, frozen=True):
 
     contestant: str
     round: int
+    events: int
     events_per_s: float
     cpu_us_per_event: float
     wrong: list[str]
@@ -67,7 +68,6 @@ class RivalRun(Struct, frozen=True):
 class RivalsReport(Struct, frozen=True):
     """All runs."""
 
-    events: int
     users: int
     partitions: int
     batch: int
@@ -84,10 +84,9 @@ class RivalsReport(Struct, frozen=True):
     def as_table(self) -> str:
         """A line for each contestant: medians of the rounds."""
         lines = [
-            f"{self.events:,} events, {self.users:,} users, {self.partitions} partitions, batches "
-            f"of {self.batch} where there are any; load {self.load_before:.1f} before, "
-            f"{self.load_after:.1f} after",
-            f"{'path':<12} {'events/s':>9} {'CPU us/ev':>9} {'of ours':>8}  state",
+            f"{self.users:,} users, {self.partitions} partitions, batches of {self.batch} where "
+            f"there are any; load {self.load_before:.1f} before, {self.load_after:.1f} after",
+            f"{'path':<12} {'events':>9} {'events/s':>9} {'CPU us/ev':>9} {'of ours':>8}  state",
         ]
         speeds = {
             name: median(run.events_per_s for run in self.runs if run.contestant == name)
@@ -96,51 +95,58 @@ class RivalsReport(Struct, frozen=True):
         for name, speed in speeds.items():
             mine = [run for run in self.runs if run.contestant == name]
             wrong = [text for run in mine for text in run.wrong]
+            cpu_us = median(run.cpu_us_per_event for run in mine)
             lines.append(
-                f"{name:<12} {speed:>9,.0f} {median(r.cpu_us_per_event for r in mine):>9.1f} "
+                f"{name:<12} {mine[0].events:>9,} {speed:>9,.0f} {cpu_us:>9.1f} "
                 f"{speed / speeds['driftline']:>8.3f}  "
                 f"{'WRONG: ' + '; '.join(wrong) if wrong else 'right'}"
             )
         return "\n".join([*lines, *self.left_out])
 
 
-def bench_rivals(
-    bootstrap: str,
-    workload: Workload,
-    batch: int,
-    rounds: int,
-    partitions: int,
-    quix_python: str | None,
-) -> RivalsReport:
-    """Fill a topic, let all go through it in turn, delete everything again.
+@dataclass(frozen=True, slots=True)
+class RivalsPlan:
+    """What is measured; the slowest gets `faust_events` instead of the workload's."""
 
-    `quix_python` is an interpreter whose environment has quixstreams. Raises DriftlineError for a
-    broker that cannot be used, or a run that fails.
+    workload: Workload
+    faust_events: int
+    batch: int
+    rounds: int
+    partitions: int
+    quix_python: str | None  # an interpreter whose environment has quixstreams
+
+
+def bench_rivals(bootstrap: str, plan: RivalsPlan) -> RivalsReport:
+    """Fill topics, let all go through them in turn, delete everything again.
+
+    Raises DriftlineError for a broker that cannot be used, or a run that fails.
     """
     load_before = os.getloadavg()[0]
-    rivals = [_rival("faust", sys.executable, "-rows-changelog")]
     left_out = []
-    if quix_python is None:
+    fast = []
+    if plan.quix_python is None:
         left_out.append("Quix Streams is left out: --quix PYTHON or --quix install takes it in")
     else:
-        rivals.append(_rival("quix", quix_python, "changelog__"))
+        fast.append(_rival("quix", plan.quix_python, "changelog__"))
     runs: list[RivalRun] = []
-    with bench_topics(bootstrap, partitions) as settings:
-        asyncio.run(fill(settings, workload))
-        for number in range(rounds):
+    with bench_topics(bootstrap, plan.partitions) as settings:
+        asyncio.run(fill(settings, plan.workload))
+        for number in range(plan.rounds):
             for contestant in ("raw", "driftline"):
-                ours = run_contestant(settings, workload, contestant, batch, number)
-                runs.append(
-                    RivalRun(
-                        contestant, number, ours.events_per_s, ours.cpu_us_per_event, ours.wrong
-                    )
-                )
-            runs.extend(_run(settings, workload, rival, number) for rival in rivals)
+                ours = run_contestant(settings, plan.workload, contestant, plan.batch, number)
+                speed = ours.events_per_s, ours.cpu_us_per_event
+                events = plan.workload.events
+                runs.append(RivalRun(contestant, number, events, *speed, ours.wrong))
+            runs.extend(_run(settings, plan.workload, rival, number) for rival in fast)
+    with bench_topics(bootstrap, plan.partitions) as settings:
+        first = replace(plan.workload, events=min(plan.faust_events, plan.workload.events))
+        asyncio.run(fill(settings, first))
+        faust = _rival("faust", sys.executable, "-rows-changelog")
+        runs.extend(_run(settings, first, faust, number) for number in range(plan.rounds))
     return RivalsReport(
-        workload.events,
-        len(np.unique(workload.user_numbers())),
-        partitions,
-        batch,
+        len(np.unique(plan.workload.user_numbers())),
+        plan.partitions,
+        plan.batch,
         left_out,
         load_before,
         os.getloadavg()[0],
@@ -194,6 +200,7 @@ def _run(engine: Settings, workload: Workload, rival: Rival, number: int) -> Riv
     return RivalRun(
         rival.name,
         number,
+        workload.events,
         timed / max(end_ms - begin_ms, 1) * 1000,
         cpu.between(begin_ms / 1000, end_ms / 1000) / max(timed, 1) * 1e6,
         wrong,

@@ -71,12 +71,12 @@ def test_a_missing_user_and_a_wrong_count_are_noticed() -> None:
 
 def test_the_table_has_a_line_for_each_contestant_beside_ours() -> None:
     runs = [
-        RivalRun("raw", 0, 2000.0, 5.0, []),
-        RivalRun("driftline", 0, 1000.0, 10.0, []),
-        RivalRun("faust", 0, 20.0, 500.0, ["one row is missing"]),
+        RivalRun("raw", 0, 1000, 2000.0, 5.0, []),
+        RivalRun("driftline", 0, 1000, 1000.0, 10.0, []),
+        RivalRun("faust", 0, 100, 20.0, 500.0, ["one row is missing"]),
     ]
 
-    report = RivalsReport(1000, 10, 8, 256, ["Quix Streams is left out"], 0.0, 0.0, runs)
+    report = RivalsReport(10, 8, 256, ["Quix Streams is left out"], 0.0, 0.0, runs)
 
     table = report.as_table()
     assert "0.020  WRONG: one row is missing" in table
