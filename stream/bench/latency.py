@@ -41,6 +41,8 @@ class LatencyRun(Struct, frozen=True):
     max_ms: float
     cpu_ms_per_event: float
     sent_late_p99_ms: float  # the benchmark's own share
+    events_per_batch: float
+    batch_ms: dict[str, float]  # of each step of a batch, in the mean
     wrong: list[str]
 
 
@@ -68,14 +70,17 @@ class LatencyReport(Struct, frozen=True):
             f"{self.partitions} partitions; load {self.load_before:.1f} before, "
             f"{self.load_after:.1f} after",
             f"{'wait ms':>8} {'load':>5} {'events/s':>9} {'p50 ms':>8} {'p99 ms':>8} "
-            f"{'p99.9 ms':>9} {'max ms':>8} {'CPU ms/ev':>9} {'sent late p99':>13}  state",
+            f"{'p99.9 ms':>9} {'max ms':>8} {'CPU ms/ev':>9} {'sent late p99':>13} {'ev/batch':>8} "
+            " state; ms of a batch",
         ]
         for run in self.runs:
+            steps = ", ".join(f"{step} {ms:.1f}" for step, ms in run.batch_ms.items())
             lines.append(
                 f"{run.wait_ms:>8g} {run.load_percent:>4.0f}% {run.events_per_s:>9,.0f} "
                 f"{run.p50_ms:>8.1f} {run.p99_ms:>8.1f} {run.p999_ms:>9.1f} {run.max_ms:>8.1f} "
-                f"{run.cpu_ms_per_event:>9.2f} {run.sent_late_p99_ms:>13.1f}  "
-                f"{'WRONG: ' + '; '.join(run.wrong) if run.wrong else 'right'}"
+                f"{run.cpu_ms_per_event:>9.2f} {run.sent_late_p99_ms:>13.1f} "
+                f"{run.events_per_batch:>8.1f}  "
+                f"{'WRONG: ' + '; '.join(run.wrong) if run.wrong else 'right'}; {steps}"
             )
         for wait_ms, rate in self.max_events_per_s.items():
             lines.append(f"{wait_ms:>8g}  max {rate:>9,.0f} events/s, each with its list")
@@ -161,10 +166,12 @@ async def _run(
     burst_wrong: list[str],
 ) -> LatencyRun:
     worker.cpu.take(worker.pid)
+    before = worker.batch_steps()
     begun_s = time.time()
     answers = await loop.run(load)
     worker.require_alive()
     worker.cpu.take(worker.pid)
+    after = worker.batch_steps()
     late = sorted(answers.sent_late_ms)
     return LatencyRun(
         settings.batch_wait_ms,
@@ -177,5 +184,7 @@ async def _run(
         answers.percentile_ms(100),
         worker.cpu.between(begun_s, time.time()) / len(load.at_s) * 1e3,
         late[int(0.99 * (len(late) - 1))],
+        len(load.at_s) / max(after.batches - before.batches, 1),
+        after.mean_ms_since(before),
         [*burst_wrong, *answers.wrong()],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -24,6 +26,26 @@ _LOOK_S = 0.02
 _END_TIMEOUT_S = 60.0
 _LOG_END_BYTES = 4000
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+_STEP_SECONDS = re.compile(r'^driftline_batch_seconds_sum{step="(\w+)"} (\S+)$', re.MULTILINE)
+_STEP_COUNT = re.compile(r"^driftline_batch_seconds_count{\S+} (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSteps:
+    """How many batches a worker has done, and the seconds that each step took of all of them."""
+
+    batches: float
+    seconds: dict[str, float]
+
+    def mean_ms_since(self, before: BatchSteps) -> dict[str, float]:
+        """Milliseconds of each step for a batch, of those done since."""
+        count = max(self.batches - before.batches, 1)
+        return {
+            step: (total - before.seconds.get(step, 0.0)) / count * 1e3
+            for step, total in self.seconds.items()
+        }
 
 
 def free_port() -> int:
@@ -103,6 +125,15 @@ class WorkerProcess:
     def rss_bytes(self) -> int:
         """Memory that it has now."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+
+    def batch_steps(self) -> BatchSteps:
+        """What its batches have taken since its start."""
+        url = f"http://127.0.0.1:{self.settings.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            text: str = answer.read().decode()
+        seconds = {step: float(total) for step, total in _STEP_SECONDS.findall(text)}
+        counts = [float(count) for count in _STEP_COUNT.findall(text)]
+        return BatchSteps(max(counts, default=0.0), seconds)
 
     def kill(self) -> None:
         """End it without warning."""

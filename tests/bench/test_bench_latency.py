@@ -15,6 +15,7 @@ from kafka_cluster import Broker
 from stream.bench.curve import wait_curve
 from stream.bench.latency import LatencyReport, LatencyRun
 from stream.bench.open_loop import Answers, Load, sustained_rate
+from stream.bench.worker_process import BatchSteps
 from stream.cli import main
 
 
@@ -47,7 +48,7 @@ def test_unanswered_and_mismatched_events_void_the_figures() -> None:
 
 def test_the_picture_has_two_lines_for_each_load_and_none_of_a_void_run() -> None:
     runs = [
-        LatencyRun(wait, load, 10.0, 100, 3.0 + wait, 9.0 + wait, 12.0, 15.0, 0.5, 0.1, [])
+        LatencyRun(wait, load, 10.0, 100, 3.0 + wait, 9.0, 12.0, 15.0, 0.5, 0.1, 2.0, {}, [])
         for wait in (0.0, 5.0)
         for load in (10.0, 50.0)
     ]
@@ -78,3 +79,9 @@ def test_every_event_gets_its_list_and_the_state_is_right(kafka: Broker, tmp_pat
         assert run["wrong"] == []
         assert 0 < run["p50_ms"] <= run["p99_ms"] <= run["p999_ms"] <= run["max_ms"]
     ElementTree.parse(picture)
+
+
+def test_the_steps_of_a_load_are_those_of_the_batches_done_meanwhile() -> None:
+    before, after = BatchSteps(10, {"fold": 1.0}), BatchSteps(30, {"fold": 1.5, "rank": 0.2})
+
+    assert after.mean_ms_since(before) == pytest.approx({"fold": 25.0, "rank": 10.0})
