@@ -41,8 +41,13 @@ logger = logging.getLogger(__name__)
 #: asked for in transactional.id.expiration.ms (a week). Owners renew both well before.
 RENEW_S = 6 * 3600.0
 
-#: After a renewal that got no answer.
+#: After a renewal without an answer, and how long it waits for one: who takes partitions waits too.
 RENEW_AGAIN_S = 60.0
+RENEWAL_S = 10.0
+
+#: Longest time for all partitions of an assignment. Faust gives recovery 90 s to learn where
+#: changelogs end, and hangs after that: better to end with the reason before.
+TAKE_S = 80.0
 
 
 class ChangelogFence(Service):  # type: ignore[misc]
@@ -73,11 +78,17 @@ class ChangelogFence(Service):  # type: ignore[misc]
         Nothing is returned for a broker that has no producer epochs: there, nothing is fenced, and
         the log says so. Raises NoEpochError, or what the broker refused the row with.
         """
-        async with self._one_at_a_time:
-            self._held.update(partitions)
-            self._producer().fenced_topics.update(self._beside, (tp.topic for tp in partitions))
-            taken = await asyncio.gather(*(self._take(tp) for tp in sorted(partitions)))
-            return {tp: offset for tp, offset in taken if offset is not None}
+        try:
+            async with asyncio.timeout(TAKE_S), self._one_at_a_time:
+                self._held.update(partitions)
+                self._producer().fenced_topics.update(self._beside, (tp.topic for tp in partitions))
+                taken = await asyncio.gather(*(self._take(tp) for tp in sorted(partitions)))
+        except TimeoutError:
+            raise NoEpochError(
+                f"wanted to write a row to {len(partitions)} changelog partitions in {TAKE_S:.0f} "
+                "s, and could not: look whether all of them have a leader"
+            ) from None
+        return {tp: offset for tp, offset in taken if offset is not None}
 
     def release(self, partitions: Collection[TP]) -> None:
         """These are not this worker's any more: nothing can be written to them, or renewed."""
@@ -88,8 +99,11 @@ class ChangelogFence(Service):  # type: ignore[misc]
                 epochs.pop((topic, tp.partition), None)
 
     async def renew(self) -> None:
-        """Fence anew what this worker has, before the broker forgets it. Work goes on meanwhile."""
-        async with self._one_at_a_time:
+        """Fence anew what this worker has, before the broker forgets it. Work goes on meanwhile.
+
+        Raises TimeoutError where that takes long, and what `take` raises.
+        """
+        async with asyncio.timeout(RENEWAL_S), self._one_at_a_time:
             await asyncio.gather(*(self._take(tp) for tp in sorted(self._held)))
 
     @Service.task  # type: ignore[untyped-decorator]
@@ -100,8 +114,8 @@ class ChangelogFence(Service):  # type: ignore[misc]
             wait_s = RENEW_S
             try:
                 await self.renew()
-            except NoEpochError as error:
-                logger.warning("The changelog's fence is not renewed yet: %s", error)
+            except (NoEpochError, TimeoutError) as error:
+                logger.warning("The changelog's fence is not renewed yet: %r", error)
                 wait_s = RENEW_AGAIN_S
 
     async def _take(self, tp: TP) -> tuple[TP, int | None]:

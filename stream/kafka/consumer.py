@@ -285,10 +285,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
         Faust asks it of them when it begins to recover, and of no others that it has.
         """
-        if self.options.fence is not None:
-            tables = self.app.tables
-            own = tables.recovery.active_tps.intersection(partitions)
-            rows = {tp for tp in own if isinstance(tables._changelogs[tp.topic], RowTable)}
+        tables = self.app.tables
+        own = tables.recovery.active_tps.intersection(partitions)
+        rows = {tp for tp in own if isinstance(tables._changelogs[tp.topic], RowTable)}
+        if rows and self.options.fence is not None:
             for tp, offset in (await self.options.fence(rows)).items():
                 pass_over(tables, tp, offset)
         ends: dict[TP, int] = await super().highwaters(*partitions)

@@ -35,8 +35,7 @@ LAST_EPOCH = 2**15 - 1
 #: Producer id and epoch of a batch that has none.
 NO_PRODUCER = (-1, -1)
 
-#: Longest wait for one answer, for all attempts, and between two of them. Faust gives recovery 90 s
-#: to learn where changelogs end, and hangs after that: better to end with the reason before.
+#: Longest wait for one answer, for all attempts, and between two of them.
 ANSWER_S = 10.0
 PATIENCE_S = 60.0
 RETRY_S = 0.1

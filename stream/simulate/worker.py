@@ -256,7 +256,8 @@ class SimulatedWorker:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(_RENEW_S)
-            await self._fence.renew()
+            with contextlib.suppress(TimeoutError):
+                await self._fence.renew()
 
     async def _keep_reading(self) -> None:
         while True:
