@@ -134,6 +134,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             self._acked_through[tp] = last + 1
             self._n_acked: int = self._n_acked + last - first + 1
 
+    def is_delivering(self) -> bool:
+        """Whether the partitions' rows are restored and none is being given back: only then may
+        anything be done with them."""
+        return self._may_deliver.is_set()
+
     def check_ownership(self) -> None:
         """Raise PartitionsLostError if the work under way belongs to another worker by now."""
         generation = self._thread._ensure_consumer()._coordinator.generation

@@ -55,7 +55,8 @@ class BatchStream(Stream):  # type: ignore[misc]
         A list is yielded when it has `max_records`, or `within_s` after its first slice was there;
         the slices of one partition are in offset order. It may be longer by one slice. It is empty
         only where nothing is there to be read and `idle_s` says that other work may be done (in so
-        many seconds; None: there is none): it is under the same protection as a batch.
+        many seconds; None: there is none): it is under the same protection as a batch, and never
+        comes while rows are being restored.
 
         Guaranteed: a list is acked when the body asks for the next one and `work` does not count it
         as under way, never before. As long as one is, nothing is waited for: where there is no next
@@ -76,7 +77,7 @@ class BatchStream(Stream):  # type: ignore[misc]
                     self._ack(yielded, 0)
                 gathered = await self._gather(max_records, within_s, self._patience_s(idle_s))
                 batches = self._of_this_generation(gathered)
-                is_idle = not gathered and idle_s() == 0
+                is_idle = not gathered and consumer.is_delivering() and idle_s() == 0
                 if not (batches or is_idle) or not self.app.flow_control.is_active():
                     continue
                 yielded.append(batches)
@@ -108,7 +109,8 @@ class BatchStream(Stream):  # type: ignore[misc]
 
     def _patience_s(self, idle_s: Callable[[], float | None]) -> float:
         """How long to wait for events before looking for other work."""
-        if not self.app.flow_control.is_active():
+        consumer: BatchConsumer = self.app.consumer
+        if not (self.app.flow_control.is_active() and consumer.is_delivering()):
             return LOOK_S
         wait_s = idle_s()
         return LOOK_S if wait_s is None else min(wait_s, LOOK_S)

@@ -157,6 +157,10 @@ def _dropped_is_lost() -> list[Patch]:
     return [(BatchConsumer, "_read_dropped_again", _read_dropped_again)]
 
 
+def _idle_work_at_any_time() -> list[Patch]:
+    return [(BatchConsumer, "is_delivering", lambda self: True)]
+
+
 def _no_fence() -> list[Patch]:
     return [(LoopGuard, "_stood_still", lambda self, pause_s: None)]
 
@@ -279,6 +283,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("continuity", "slices are taken as they come", _no_continuity),
     Mutant("dropped", "slices that came at a bad moment are not read again", _dropped_is_lost),
     Mutant("fence", "a worker that stood still goes on", _no_fence),
+    Mutant(
+        "idle-work",
+        "lists that waited are made while rows are being restored",
+        _idle_work_at_any_time,
+    ),
     Mutant(
         "changelog-fence",
         "rows of a former owner that arrive late are taken",
