@@ -99,7 +99,10 @@ class Coordinator(Protocol):
         ...
 
     async def producers_of(self, tp: TP) -> dict[int, int]:
-        """The producer ids that a partition's leader remembers, each with its epoch."""
+        """The producer ids that a partition's leader remembers, each with its epoch.
+
+        Empty for a broker that does not tell.
+        """
         ...
 
 
@@ -130,7 +133,11 @@ class KafkaCoordinator:
 
     async def producers_of(self, tp: TP) -> dict[int, int]:
         """See Coordinator."""
-        return await self._until_answered(lambda: self._ask_for_producers(tp))
+        try:
+            return await self._until_answered(lambda: self._ask_for_producers(tp))
+        except EpochsUnknownError as error:
+            logger.info("Former producer ids of %s cannot be closed: %s", tp, error)
+            return {}
 
     async def _ask_for_producers(self, tp: TP) -> dict[int, int]:
         client = self._client()

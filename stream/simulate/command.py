@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
+from stream.guards import ALL_GUARDS
 from stream.simulate.mutants import MUTANTS, Mutant, in_force
 from stream.simulate.world import Outcome, simulate
 
@@ -90,11 +91,13 @@ def first_catch(mutant: Mutant, seeds: int, first: int) -> Outcome | None:
         *kept.get(mutant.name, []),
         *(s for s in range(first, first + seeds) if s not in unfit),
     ]
-    with in_force(mutant) as guards:
-        for seed in order:
+    for seed in order:
+        with in_force(mutant) as guards:
             outcome = simulate(seed, guards)
-            if not outcome.holds:
-                return outcome
+        if not outcome.holds and (
+            mutant.without is None or simulate(seed, ALL_GUARDS.without(mutant.without)).holds
+        ):
+            return outcome
     return None
 
 

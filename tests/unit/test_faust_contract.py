@@ -15,7 +15,8 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
+from aiokafka.producer.sender import SendProduceReqHandler
 from faust.app.base import App
 from faust.stores import rocksdb
 from faust.streams import Stream
@@ -71,6 +72,13 @@ def test_the_versions_are_those_the_layer_was_written_for():
         (BatchBuilder, "append", ["self", "timestamp", "key", "value", "headers"]),
         (BatchBuilder, "close", ["self"]),
         (BatchBuilder, "record_count", ["self"]),
+        (
+            BatchBuilder,
+            "_set_producer_state",
+            ["self", "producer_id", "producer_epoch", "base_sequence"],
+        ),
+        (AIOKafkaClient, "coordinator_lookup", ["self", "coordinator_type", "coordinator_key"]),
+        (AIOKafkaClient, "send", ["self", "node_id", "request", "group"]),
         # stream
         (Stream, "_channel_stop_iteration", ["self", "channel"]),
         (ThrowableQueue, "force_put_nowait", ["self", "item"]),
@@ -85,6 +93,7 @@ def test_the_versions_are_those_the_layer_was_written_for():
         (rocksdb.Store, "apply_changelog_batch", ["self", "batch", "to_key", "to_value"]),
         (rocksdb.Store, "stop", ["self"]),
         (Recovery, "need_recovery", ["self"]),
+        (Recovery, "_build_highwaters", ["self", "consumer", "tps", "destination", "title"]),
         (Recovery, "standby_remaining_total", ["self"]),
         (TableManager, "on_standbys_ready", ["self"]),
     ],
@@ -165,3 +174,21 @@ def test_an_app_takes_transports_and_classes():
     assert {"Stream", "Table", "agent_supervisor", "stream_wait_empty"} <= set(settings)
     assert App.transport.fset is not None
     assert App.producer_transport.fset is not None
+
+
+def test_changelogs_are_fenced_after_it_is_known_how_far_they_are_applied_and_before_their_ends():
+    """`highwaters` fences those in `active_tps`; what is applied stands in `active_offsets`."""
+    steps = ["_build_highwaters", "_build_offsets", "need_recovery"]
+    source = inspect.getsource(Recovery._restart_recovery.fun)  # a Service.task
+
+    assert [source.index(step) for step in steps] == sorted(map(source.index, steps))
+    assert "consumer.highwaters(*tps)" in inspect.getsource(Recovery._build_highwaters)
+    assert "persisted_offset" in inspect.getsource(Recovery._add)
+
+
+def test_a_producer_without_a_transaction_manager_leaves_epochs_of_batches_alone():
+    source = inspect.getsource(MessageAccumulator._pop_batch)
+
+    assert "if self._txn_manager is not None and not_retry:" in source
+    assert source.count("set_producer_state") == 1
+    assert "ProducerFenced" in inspect.getsource(SendProduceReqHandler.handle_response)
