@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from typing import Protocol
@@ -19,6 +20,8 @@ from stream.events import (
     Item,
     decode_control_event,
     decode_item,
+    decode_merge_part,
+    decode_merge_request,
     decode_user_event,
 )
 
@@ -45,6 +48,7 @@ class Intake:
     `attributes` holds the names of every item's attributes, `buffer` the events not taken yet.
     A user who was forgotten goes on as another one, of whom nothing is known. The former one's
     events stand in the buffer as they count in the statistics; `take_forgotten` tells of them.
+    Merged users are learned from as the two that they were: what each did next is true of either.
     """
 
     def __init__(self, settings: TrainerSettings, index: ItemIndex) -> None:
@@ -131,7 +135,7 @@ class Intake:
         try:
             event = decode_control_event(record.value or b"")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self.counts["refused"] += 1
+            self.counts["merges" if _is_of_merge(record.value or b"") else "refused"] += 1
             return
         is_ahead = event.event_time > record.timestamp + self._settings.max_future_ms
         if is_ahead or record.key != event.user_id.encode():
@@ -164,6 +168,15 @@ class Intake:
         if len(self._ids) > _REMEMBERED_IDS:
             del self._ids[next(iter(self._ids))]
         return False
+
+
+def _is_of_merge(value: bytes) -> bool:
+    """Whether it is a record by which workers merge users."""
+    for decode in (decode_merge_request, decode_merge_part):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            decode(value)
+            return True
+    return False
 
 
 def _attributes(item: Item) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ is on dead-letters is none (`verify fold` checks that).
 
 from __future__ import annotations
 
-import bisect
 import json
 import random
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
-from kafka.partitioner import murmur2
 from tqdm import tqdm
 
 from export.catalogue import attributes_of
@@ -23,12 +21,6 @@ from export.errors import DriftlineError
 from export.event_types import EventRole
 
 _BOOTSTRAP_TIMEOUT_MS = 5000
-_LINKS = 5
-_FORGETTING = ("user_delete", "user_opt_out", "history_reset")
-#: What a wish of this type is about; see CatalogueVersion.
-_SUBJECTS = {"item_block": "item", "category_mute": "category", "creator_block": "creator"}
-_MAX_WISHES = 256
-_FOR_EVER_MS = 2**63 - 1
 
 User = tuple[str, bool, str]  # tenant, whether it is a user_id, id
 
@@ -92,10 +84,11 @@ class Wish(NamedTuple):
 
 
 class HistoryEntry(NamedTuple):
-    """An event in a user's history."""
+    """An event in a user's history; a merged one has the offset of what brought it."""
 
     time_ms: int
     offset: int
+    place: int  # among those with the same offset
     item: str
     type: str
 
@@ -121,14 +114,22 @@ class EventLog:
     catalogue: list[CatalogueVersion] = field(default_factory=list)
     forgotten: dict[User, list[int]] = field(default_factory=dict)  # offsets
     wishes: dict[User, list[tuple[int, list[Wish]]]] = field(default_factory=dict)  # from offsets
+    taken: dict[User, list[tuple[int, str]]] = field(default_factory=dict)  # merged: offset, item
 
     def history(self, user: User, applied_offset: int) -> list[HistoryEntry]:
         """A user's events up to an offset, in the order of their times; all since the user was
         forgotten."""
-        begins = [at for at in self.forgotten.get(user, []) if at <= applied_offset]
-        after = max(begins, default=-1)
+        after = self._life_begin(user, applied_offset)
         entries = self.of_user.get(user, [])
         return sorted(entry for entry in entries if after < entry.offset <= applied_offset)
+
+    def taken_before(self, user: User, applied_offset: int) -> list[str]:
+        """Items that merged users had taken before what is known of their histories."""
+        after = self._life_begin(user, applied_offset)
+        return [item for at, item in self.taken.get(user, []) if after < at <= applied_offset]
+
+    def _life_begin(self, user: User, applied_offset: int) -> int:
+        return max((at for at in self.forgotten.get(user, []) if at <= applied_offset), default=-1)
 
     def wishes_at(self, user: User, applied_offset: int) -> list[Wish]:
         """What a user had asked for up to an offset."""
@@ -182,18 +183,21 @@ def sent_items(plan: ParityPlan, wanted: set[str]) -> dict[str, tuple[str, ...]]
     return found
 
 
-def read_log(plan: ParityPlan) -> EventLog:
-    """Fold all of user-events and read all of items."""
+def read_events(plan: ParityPlan) -> Iterator[Any]:
+    """All records of user-events that are not on dead-letters, each partition in its order."""
+    return _taken(plan, "user-events")
+
+
+def read_catalogue(plan: ParityPlan) -> list[CatalogueVersion]:
+    """All records of items that are not on dead-letters."""
+    return [_catalogue_version(record) for record in _taken(plan, "items")]
+
+
+def _taken(plan: ParityPlan, name: str) -> Iterator[Any]:
     refused = _refused(plan)
-    log = EventLog()
-    fold = LogFold(plan, log, len(_partitions(plan, "user-events")))
-    for record in _read(plan, "user-events"):
+    for record in _read(plan, name):
         if (record.topic, record.partition, record.offset) not in refused:
-            fold.take(record)
-    for record in _read(plan, "items"):
-        if (record.topic, record.partition, record.offset) not in refused:
-            log.catalogue.append(_catalogue_version(record))
-    return log
+            yield record
 
 
 def _refused(plan: ParityPlan) -> set[tuple[str, int, int]]:
@@ -202,105 +206,6 @@ def _refused(plan: ParityPlan) -> set[tuple[str, int, int]]:
         headers = {name: value.decode() for name, value in record.headers}
         found.add((headers["topic"], int(headers["partition"]), int(headers["offset"])))
     return found
-
-
-class LogFold:
-    """Applies events in the order of the log to an EventLog, of a topic of so many partitions."""
-
-    def __init__(self, plan: ParityPlan, log: EventLog, partitions: int) -> None:
-        self._plan = plan
-        self._log = log
-        self._recent: dict[User, list[HistoryEntry]] = {}  # by time, at most max_history
-        self._rings: dict[User, list[tuple[str, int]]] = {}  # event id, event time
-        self._newest_ms: dict[User, int] = {}
-        self._opted_out: set[User] = set()
-        self._partitions = partitions
-
-    def take(self, record: Any) -> None:
-        """Take the next record of its partition, which is not refused."""
-        fields = json.loads(record.value)
-        if fields.get("schema") == "driftline.control/1":
-            self._take_control(fields, record)
-            return
-        role = self._plan.roles.get(fields["type"])
-        known = "user_id" in fields
-        owner = fields["user_id" if known else "anonymous_id"]
-        if role is None or role.role not in ("positive", "negative"):
-            return
-        if record.key != owner.encode() or self._lies_elsewhere(record):
-            return
-        user = (fields.get("tenant", "default"), known, owner)
-        time_ms = min(fields["event_time"], record.timestamp)
-        if user in self._opted_out or time_ms < self._horizon_ms(user):
-            return
-        if self._knows(user, fields["event_id"]):
-            return
-        self._newest_ms[user] = max(self._newest_ms.get(user, 0), time_ms)
-        self._remember(user, fields["event_id"], time_ms)
-        entry = HistoryEntry(time_ms, record.offset, fields["item_id"], fields["type"])
-        weight = round(16 * role.weight) if role.role == "positive" else 0
-        previous = self._insert(user, entry)
-        self._log.of_user.setdefault(user, []).append(entry)
-        self._log.events.append(
-            LoggedEvent(record.partition, entry.offset, entry.item, time_ms, weight, previous)
-        )
-
-    def _take_control(self, fields: dict[str, Any], record: Any) -> None:
-        user = (fields.get("tenant", "default"), True, fields["user_id"])
-        if record.key != fields["user_id"].encode() or self._lies_elsewhere(record):
-            return
-        if self._knows(user, fields["event_id"]):
-            return
-        kind, wishes = fields["type"], self._log.wishes.setdefault(user, [])
-        now_ms = min(fields["event_time"], record.timestamp)
-        if kind in _FORGETTING:
-            self._log.forgotten.setdefault(user, []).append(record.offset)
-            self._recent.pop(user, None)
-        if kind in ("user_delete", "user_opt_out"):
-            self._rings.pop(user, None)
-            self._newest_ms.pop(user, None)
-        if kind == "user_opt_out":
-            self._opted_out.add(user)
-        elif kind in ("user_delete", "user_opt_in"):
-            self._opted_out.discard(user)
-        if kind == "user_delete":
-            wishes.append((record.offset, []))
-        elif kind in _SUBJECTS:
-            before = wishes[-1][1] if wishes else []
-            wishes.append((record.offset, _with_wish(before, fields, now_ms)))
-        self._remember(user, fields["event_id"], max(now_ms, self._newest_ms.get(user, 0)))
-
-    def _knows(self, user: User, event_id: str) -> bool:
-        return any(event_id == known for known, _ in self._rings.get(user, []))
-
-    def _remember(self, user: User, event_id: str, time_ms: int) -> None:
-        ring = self._rings.setdefault(user, [])
-        ring.append((event_id, time_ms))
-        del ring[: max(len(ring) - self._plan.dedupe_ring, 0)]
-        while ring and ring[0][1] < self._horizon_ms(user):
-            del ring[0]
-
-    def _horizon_ms(self, user: User) -> int:
-        """Events of before are too late."""
-        return self._newest_ms.get(user, 0) - self._plan.max_lateness_ms
-
-    def _insert(self, user: User, entry: HistoryEntry) -> tuple[str, ...]:
-        recent = self._recent.setdefault(user, [])
-        place = bisect.bisect(recent, entry)
-        previous = tuple(e.item for e in reversed(recent[max(place - _LINKS, 0) : place]))
-        recent.insert(place, entry)
-        del recent[: max(len(recent) - self._plan.max_history, 0)]
-        return previous
-
-    def _lies_elsewhere(self, record: Any) -> bool:
-        return bool((murmur2(record.key) & 0x7FFFFFFF) % self._partitions != record.partition)
-
-
-def _with_wish(before: list[Wish], fields: dict[str, Any], now_ms: int) -> list[Wish]:
-    """The newest wishes that have not ended, each of one target once."""
-    wish = Wish(_SUBJECTS[fields["type"]], fields["target"], fields.get("until", _FOR_EVER_MS))
-    others = [other for other in before if other[:2] != wish[:2]]
-    return [each for each in (*others, wish) if each.until_ms > now_ms][-_MAX_WISHES:]
 
 
 def _catalogue_version(record: Any) -> CatalogueVersion:
@@ -326,7 +231,8 @@ def _catalogue_version(record: Any) -> CatalogueVersion:
     )
 
 
-def _partitions(plan: ParityPlan, name: str) -> list[int]:
+def partitions_of(plan: ParityPlan, name: str) -> list[int]:
+    """The partitions of a topic."""
     consumer = _consumer(plan)
     try:
         return sorted(consumer.partitions_for_topic(plan.prefix + name) or [])

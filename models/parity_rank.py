@@ -69,7 +69,9 @@ class PlainRanker:
         known = popularity[1] > 0
         known[self._hidden_at(sample.catalogue)] = False
         newest_first = [entry.item for entry in reversed(history[-_LINKS:])]
-        taken = {statistics.number[entry.item] for entry in entries} if filters_seen else set()
+        before = self._log.taken_before(sample.user, sample.applied_offset)
+        seen = [*(entry.item for entry in entries), *before] if filters_seen else []
+        taken = {statistics.number[item] for item in seen}
         unlisted = taken | self._unwanted(sample)
         return Moment(
             history,

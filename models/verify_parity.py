@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.parity_log import ParityPlan, SampledList, read_log, read_samples, sent_items
+from models.parity_fold import read_log
+from models.parity_log import ParityPlan, SampledList, read_samples, sent_items
 from models.parity_rank import PlainRanker, policy_of
 from models.parity_statistics import PlainStatistics
 

@@ -32,6 +32,7 @@ from stream.guards import Guards
 from stream.lists import RefreshContext, list_key
 from stream.live import LiveParts
 from stream.outbox import Outbox, SendRecords
+from stream.partitioner import partitions_of
 from stream.ranker import Ranker
 from stream.ranking import Ranking
 from stream.refresh_control import RefreshControl
@@ -193,6 +194,10 @@ class BatchProcessor:
         for letter in batch.dead_letters:
             key, value, headers = letter.kept_key(), letter.kept_value(), letter.headers()
             outbox.add(settings.topic("dead-letters"), 0, key, value, headers)
+        own = batch.own_records
+        targets = partitions_of([record.key for record in own], settings.partitions)
+        for partition, record in zip(targets, own, strict=True):
+            outbox.add(settings.topic("user-events"), partition, record.key, record.value)
 
     async def _send_on(self, misrouted: list[Misrouted], now_ms: int) -> None:
         """Send records to where they belong; acknowledged before any row says that it is done."""

@@ -1,9 +1,9 @@
 """Do what users ask of the engine in control events, in the order of their clicks.
 
-A user can have the history forgotten, be deleted, opt out and in again, and name items, categories
-and creators that are not to be listed. Every wish is a change of the user's row, applied once as
-any event is: by its source offset, and by its id in the row's ring. What was counted in the
-statistics of all users stays counted.
+A user can have the history forgotten, be deleted, opt out and in again, name items, categories
+and creators that are not to be listed, and be merged with an anonymous one (stream.merge). Every
+wish is a change of the user's row, applied once as any event is: by its source offset, and by its
+id in the row's ring. What was counted in the statistics of all users stays counted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from export.items import ItemIndex, Rows
-from stream.events import ControlEvent
+from stream.events import ControlEvent, MergePart, MergeRequest, Wish
 from stream.history import OPTED_OUT, RowLimits, UserRow, hash64, id_hash
 from stream.row_codec import FILTER
 
@@ -26,7 +26,7 @@ MAX_FILTERS = 256
 #: The end of a filter without `until`.
 _FOR_EVER_MS = 2**63 - 1
 
-_NOT_SUPPORTED = ("user_merge", "user_export")
+_NOT_SUPPORTED = ("user_export",)
 GroupName = Literal["category", "creator"]
 _ITEM, _CATEGORY, _CREATOR = 1, 2, 3
 _FILTERS = {"item_block": _ITEM, "category_mute": _CATEGORY, "creator_block": _CREATOR}
@@ -50,22 +50,29 @@ def refusal(event: ControlEvent) -> str:
         return f"not supported yet: control event {event.type}"
     if event.type in _FILTERS and event.target is UNSET:
         return f"no target: a control event {event.type} names what it is about"
+    if event.type == "user_merge" and event.from_anonymous_id is UNSET:
+        return "no from_anonymous_id: a control event user_merge names who is merged"
     return ""
 
 
-def asks_for_list(event: ControlEvent) -> bool:
+def asks_for_list(wish: Wish) -> bool:
     """Whether the user's list is to be made anew: what it may hold has changed."""
-    return event.type == "history_reset" or event.type in _FILTERS
+    if isinstance(wish, ControlEvent):
+        return wish.type == "history_reset" or wish.type in _FILTERS
+    return isinstance(wish, MergePart)
 
 
-def takes_list_away(event: ControlEvent) -> bool:
+def takes_list_away(wish: Wish) -> bool:
     """Whether the user is to have no list after it."""
-    return event.type in ("user_delete", "user_opt_out")
+    if isinstance(wish, ControlEvent):
+        return wish.type in ("user_delete", "user_opt_out")
+    return isinstance(wish, MergeRequest)
 
 
-def takes_interests_away(event: ControlEvent) -> bool:
+def takes_interests_away(wish: Wish) -> bool:
     """Whether what was told of the user's interests holds no longer."""
-    return event.type == "history_reset" or takes_list_away(event)
+    is_reset = isinstance(wish, ControlEvent) and wish.type == "history_reset"
+    return is_reset or takes_list_away(wish)
 
 
 def apply_control(
@@ -87,7 +94,9 @@ def apply_control(
         row.silent_until = offset if silent_until == OPTED_OUT else silent_until
     elif event.type == "history_reset":
         row.forget_events()
-    else:
+        # what came before asks for nothing any more, as this does
+        row.silent_until = max(silent_until, offset - 1)
+    elif event.type in _FILTERS:
         until_ms = _FOR_EVER_MS if event.until is UNSET else min(event.until, _FOR_EVER_MS)
         target = hash64(event.target or "")
         row.filters = with_filter(filters, _FILTERS[event.type], target, until_ms, time_ms)

@@ -17,14 +17,19 @@ from export.statistics import WEIGHT_ONE
 from stream.control import refusal
 from stream.events import (
     ControlEvent,
+    MergePart,
     UncheckedUserEvent,
     UserEvent,
+    Wish,
     decode_control_event,
+    decode_merge_part,
+    decode_merge_request,
     decode_unchecked_user_event,
     decode_unchecked_user_events,
     decode_user_event,
 )
 from stream.history import hash32
+from stream.merge import part_refusal
 from stream.settings import Settings
 
 
@@ -66,7 +71,7 @@ class Kind:
 #: Distinct names of events that are remembered as checked; the rest is checked each time.
 _MAX_NAMES = 4096
 
-#: Stands beside a control event, which is none of the types that settings know.
+#: Stands beside a control event or leg of a merge, which are no types that settings know.
 CONTROL = Kind(0, False, False, True, False, 0)
 
 
@@ -81,7 +86,7 @@ class Decoded:
     """What is in records: events beside the records they came in, and reasons for dead letters."""
 
     records: list[Record] = field(default_factory=list)
-    events: list[UserEvent | ControlEvent] = field(default_factory=list)
+    events: list[UserEvent | Wish] = field(default_factory=list)
     refused: list[tuple[Record, str]] = field(default_factory=list)
 
 
@@ -109,7 +114,7 @@ class EventDecoder:
                 decoded.events.append(event)
         return decoded
 
-    def _good_events(self, records: Sequence[Record]) -> list[UserEvent | ControlEvent] | None:
+    def _good_events(self, records: Sequence[Record]) -> list[UserEvent | Wish] | None:
         """The records' user events; None where one is anything else, or is to be looked at alone.
 
         A line each is what they are decoded as: with a line end inside, a value could pass for two.
@@ -140,7 +145,7 @@ class EventDecoder:
             for event, record in zip(events, records, strict=True)
         )
 
-    def decode(self, record: Record) -> UserEvent | ControlEvent | str:
+    def decode(self, record: Record) -> UserEvent | Wish | str:
         """The record's event, or why it is refused."""
         if record.value is None:
             return "no value: a user event is never null"
@@ -151,7 +156,7 @@ class EventDecoder:
         try:
             event = self._user_event(record.value)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            return self._control(record) or str(error)
+            return self._wish(record) or str(error)
         if event.user_id is UNSET and event.anonymous_id is UNSET:
             return "neither user_id nor anonymous_id"
         if event.event_time > record.timestamp + self._settings.max_future_ms:
@@ -170,18 +175,28 @@ class EventDecoder:
                 self._checked_names.add(names)
         return event
 
-    def _control(self, record: Record) -> ControlEvent | str:
-        """The record's control event, or why it is refused; empty where it is none."""
-        try:
-            event = decode_control_event(record.value or b"")
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    def _wish(self, record: Record) -> Wish | str:
+        """The record's control event or leg of a merge, or why it is refused; empty: neither."""
+        wish = _decoded_wish(record.value or b"")
+        if wish is None:
             return ""
-        if event.event_time > record.timestamp + self._settings.max_future_ms:
-            return self._in_the_future(event.event_time)
-        return refusal(event) or event
+        if wish.event_time > record.timestamp + self._settings.max_future_ms:
+            return self._in_the_future(wish.event_time)
+        if isinstance(wish, ControlEvent):
+            return refusal(wish) or wish
+        return (isinstance(wish, MergePart) and part_refusal(wish)) or wish
 
     def _in_the_future(self, event_ms: int) -> str:
         return (
             f"event_time {event_ms} is more than {self._settings.max_future_ms} ms "
             "after the record's timestamp"
         )
+
+
+def _decoded_wish(value: bytes) -> Wish | None:
+    for decode in (decode_control_event, decode_merge_request, decode_merge_part):
+        try:
+            return decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            continue
+    return None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from stream.decoding import Kind, Record
-from stream.events import ControlEvent, UserEvent
+from stream.events import WISHES, UserEvent, Wish
 from stream.history import hash32
 from stream.row_codec import EVENT, RING_ENTRY
 
@@ -33,7 +33,7 @@ class AcceptedEvents:
     """N valid events of one partition, entry by entry."""
 
     records: list[Record] = field(default_factory=list)
-    events: list[UserEvent | ControlEvent] = field(default_factory=list)
+    events: list[UserEvent | Wish] = field(default_factory=list)
     kinds: list[Kind] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     times_ms: list[int] = field(default_factory=list)
@@ -65,7 +65,7 @@ class KeptEvents:
 class UserSpan:
     """Where one user's events lie: among all of them, and among those that are kept.
 
-    `is_in_order`: no control event is among them, the times of the kept ones never fall, and no id
+    `is_in_order`: no wish is among them, the times of the kept ones never fall, and no id
     comes twice.
     """
 
@@ -101,8 +101,8 @@ def by_user(accepted: AcceptedEvents, hashes_of: HashesOf) -> EventColumns:
     kept = _laid_out(events.reordered(np.flatnonzero(is_kept).tolist()), hashes_of)
     is_in_order = np.ones(len(numbers), dtype=np.bool_)
     is_in_order[_out_of_order(kept_users, kept)] = False
-    is_control = np.array([type(event) is ControlEvent for event in events.events])
-    is_in_order[users[is_control]] = False
+    is_wish = np.array([isinstance(event, WISHES) for event in events.events])
+    is_in_order[users[is_wish]] = False
     ends = np.cumsum(np.bincount(users)).tolist()
     kept_ends = np.cumsum(np.bincount(kept_users, minlength=len(numbers))).tolist()
     spans = map(UserSpan, [0, *ends], ends, [0, *kept_ends], kept_ends, is_in_order.tolist())

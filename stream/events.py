@@ -7,7 +7,7 @@ an older worker.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -116,6 +116,48 @@ class ControlEvent(Struct, frozen=True):
     target: Id | UnsetType = UNSET
     until: Milliseconds | UnsetType = UNSET
     request_id: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
+
+
+class MergeRequest(Struct, frozen=True):
+    """From worker to worker, on user-events: an anonymous user is to be merged into a known one.
+
+    Key = anonymous_id. Sent for a control event `user_merge`; producers send none.
+    """
+
+    schema: Literal["driftline.merge-request/1"]
+    event_id: EventId  # follows from `user_merge` and its offset
+    event_time: Milliseconds
+    anonymous_id: Id
+    into_user_id: Id
+    asked_offset: Count  # of `user_merge`, on the known user's partition
+    tenant: Tenant = DEFAULT_TENANT
+    user_id: ClassVar[UnsetType] = UNSET
+
+
+class MergePart(Struct, frozen=True):
+    """From worker to worker, on user-events: what an anonymous user hands over, or a part of it.
+
+    Key = user_id. The columns are those of a row (stream.row_codec); producers send none.
+    """
+
+    schema: Literal["driftline.merge-part/1"]
+    event_id: EventId  # follows from the request, its offset, and the part
+    event_time: Milliseconds
+    user_id: Id
+    from_anonymous_id: Id
+    asked_offset: Count
+    request_id: EventId
+    request_offset: Count  # on the anonymous user's partition
+    part: Count  # from 0 on
+    tenant: Tenant = DEFAULT_TENANT
+    events: bytes = b""  # 40 bytes each, oldest first
+    taken: bytes = b""  # 8 bytes each
+    ids: bytes = b""  # 16 bytes each
+
+
+#: What is folded beside a user's events, in the order of the log.
+Wish = ControlEvent | MergeRequest | MergePart
+WISHES = (ControlEvent, MergeRequest, MergePart)
 
 
 class Embedding(Struct, frozen=True):
@@ -357,6 +399,8 @@ decode_user_event = msgspec.json.Decoder(UserEvent).decode
 decode_unchecked_user_event = msgspec.json.Decoder(UncheckedUserEvent).decode
 decode_unchecked_user_events = msgspec.json.Decoder(UncheckedUserEvent).decode_lines
 decode_control_event = msgspec.json.Decoder(ControlEvent).decode
+decode_merge_request = msgspec.json.Decoder(MergeRequest).decode
+decode_merge_part = msgspec.json.Decoder(MergePart).decode
 decode_item = msgspec.json.Decoder(Item).decode
 decode_release_stage = msgspec.json.Decoder(ReleaseStage).decode
 encode = msgspec.json.Encoder().encode

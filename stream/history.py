@@ -284,6 +284,21 @@ class UserRow:
             self._drop_oldest(limits)
         self._remember_all(ids, limits)
 
+    def take_over(self, events: NDArray[np.void], taken: bytes, limits: RowLimits) -> None:
+        """Put in events and taken items of another row, in the order of event time.
+
+        Of equal times those that were here before stay first.
+        """
+        self._take(taken, HASH_BYTES, limits.max_taken)
+        if not len(events):
+            return
+        both = np.concatenate([self.history(), events])
+        self.events = both[np.argsort(both["time_ms"], kind="stable")].tobytes()
+        self.events_total += len(events)
+        self.newest_ms = max(self.newest_ms, int(both["time_ms"].max()))
+        if len(self.events) > limits.max_history * EVENT_BYTES:
+            self._drop_oldest(limits)
+
     def remember(self, event_hash: bytes, time_ms: int, limits: RowLimits) -> None:
         """Put an event id in the ring, and drop the oldest ones that it need not know any more.
 
@@ -334,12 +349,14 @@ class UserRow:
         """Keep the newest events; of the others only the items are remembered."""
         begin = len(self.events) - limits.max_history * EVENT_BYTES
         dropped, self.events = self.events[:begin], self.events[begin:]
-        if not limits.max_taken:
-            return
-        for at in range(0, begin, EVENT_BYTES):
-            item = dropped[at : at + HASH_BYTES]
+        self._take(dropped, EVENT_BYTES, limits.max_taken)
+
+    def _take(self, items: bytes, step: int, max_taken: int) -> None:
+        """Remember items, whose hashes stand `step` bytes apart, as taken."""
+        for at in range(0, len(items) if max_taken else 0, step):
+            item = items[at : at + HASH_BYTES]
             if not _find(self.taken, item):
-                self.taken = (self.taken + item)[-limits.max_taken * HASH_BYTES :]
+                self.taken = (self.taken + item)[-max_taken * HASH_BYTES :]
 
 
 #: Reads the items of n consecutive events.

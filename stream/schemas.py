@@ -13,6 +13,8 @@ from stream.events import (
     Decision,
     Interests,
     Item,
+    MergePart,
+    MergeRequest,
     Recommendation,
     ReleaseStage,
     Trending,
@@ -25,6 +27,8 @@ _OWNER = [{"required": ["user_id"]}, {"required": ["anonymous_id"]}]
 MESSAGES: dict[str, type[msgspec.Struct]] = {
     "event": UserEvent,
     "control": ControlEvent,
+    "merge-request": MergeRequest,
+    "merge-part": MergePart,
     "item": Item,
     "recommendation": Recommendation,
     "trending": Trending,

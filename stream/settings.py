@@ -42,7 +42,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     max_taken: Annotated[int, Meta(ge=0, le=8000)] = 2000  # items known beyond it
     dedupe_ring: Annotated[int, Meta(ge=0, le=1024)] = 256  # most event ids a row remembers
     max_lateness_ms: Positive = DAY_MS  # behind the user's newest event; later is not folded
-    max_event_bytes: Positive = 65_536  # a larger event is refused
+    max_event_bytes: Annotated[int, Meta(ge=8192)] = 65_536  # a larger event is refused
     max_batch_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 2**24  # a larger one is not opened
     max_future_ms: Positive = DAY_MS  # an event further ahead of its record is refused
 

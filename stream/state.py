@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 from msgspec import UNSET
 
 from export.statistics import CHAIN_DEPTH
-from stream.control import apply_control, asks_for_list, takes_interests_away, takes_list_away
+from stream.control import asks_for_list, takes_interests_away, takes_list_away
 from stream.dead_letters import DeadLetter
 from stream.decoding import CONTROL, Decoded, EventDecoder, Kind, Record, kinds_of
 from stream.deltas import DeltaBuilder, PartitionDeltas
@@ -29,7 +29,7 @@ from stream.event_columns import (
     nan_if_unset,
     session_hash,
 )
-from stream.events import DEFAULT_SCENARIO, ControlEvent, UserEvent
+from stream.events import DEFAULT_SCENARIO, WISHES, MergePart, UserEvent, Wish
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import (
     HistoryEvent,
@@ -39,6 +39,7 @@ from stream.history import (
     key_beginning,
     split_row_key,
 )
+from stream.merge import OwnRecord, Turn, fold_wish, is_overtaken_by
 from stream.partitioner import partitions_of
 from stream.rekeyed import Misrouted, Originals, copies_key, folded_up_to
 from stream.row_codec import EVENT_BYTES, HASH_BYTES, RING_ENTRY_BYTES
@@ -141,6 +142,7 @@ class FoldedBatch:
     deltas: dict[int, PartitionDeltas] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     misrouted: list[Misrouted] = field(default_factory=list)
+    own_records: list[OwnRecord] = field(default_factory=list)
     no_list: list[TouchedUser] = field(default_factory=list)  # the former one is taken away
     no_interests: list[TouchedUser] = field(default_factory=list)
     first_offsets: dict[int, int] = field(default_factory=dict)  # of each partition
@@ -191,6 +193,7 @@ class Folder:
             settings.dedupe_ring,
             settings.max_lateness_ms,
         )
+        self._max_event_bytes = settings.max_event_bytes
         self._max_lateness_ms = settings.max_lateness_ms if guards.lateness else _FOR_EVER_MS
 
     def fold(self, slices: Iterable[Slice], read_rows: ReadRows) -> FoldedBatch:
@@ -241,10 +244,10 @@ class Folder:
             for event, record in zip(events, records, strict=True)
         ]
 
-    def _kinds_of(self, events: list[UserEvent | ControlEvent]) -> list[Kind | None]:
+    def _kinds_of(self, events: list[UserEvent | Wish]) -> list[Kind | None]:
         """What each event does; None: nothing."""
         get = self._counting.get
-        return [CONTROL if type(event) is ControlEvent else get(event.type) for event in events]
+        return [CONTROL if isinstance(event, WISHES) else get(event.type) for event in events]
 
     def _leave_out(
         self,
@@ -262,7 +265,8 @@ class Folder:
             if record.key != owner:
                 batch.misrouted.append(_misrouted(owner, record, partition))
             elif kind is None:
-                batch.count("ignored" if event.type in self._kinds else "unknown_type", 1)
+                name = event.type  # type: ignore[union-attr]  # wishes have a kind
+                batch.count("ignored" if name in self._kinds else "unknown_type", 1)
             else:
                 left.records.append(record)
                 left.events.append(event)
@@ -419,8 +423,9 @@ class Folder:
         for at in range(span.begin, span.end):
             event, kind = events.events[at], events.kinds[at]
             offset, time_ms = events.offsets[at], events.times_ms[at]
-            if isinstance(event, ControlEvent) or offset <= row.silent_until:
-                self._fold_beside(event, offset, time_ms, user, batch)
+            if not isinstance(event, UserEvent) or offset <= row.silent_until:
+                turn = Turn(offset, time_ms, events.records[at].timestamp)
+                self._fold_beside(event, turn, user, batch)
                 continue
             is_replayed = offset <= row.applied_offset and skips_replays
             is_late = time_ms < row.newest_ms - max_lateness_ms and kind.is_kept
@@ -444,7 +449,7 @@ class Folder:
 
     def _came_before(
         self,
-        event: UserEvent | ControlEvent,
+        event: UserEvent | Wish,
         offset: int,
         user: TouchedUser,
         batch: FoldedBatch,
@@ -455,24 +460,25 @@ class Folder:
 
     def _fold_beside(
         self,
-        event: UserEvent | ControlEvent,
-        offset: int,
-        time_ms: int,
+        event: UserEvent | Wish,
+        turn: Turn,
         user: TouchedUser,
         batch: FoldedBatch,
     ) -> None:
-        """Take what does not enter the history: control events, and events that make nothing due
-        as they came before their user was forgotten, or while the user had opted out."""
+        """Take what does not enter the history: wishes, and events that make nothing due as they
+        came before their user was forgotten, or while the user had opted out."""
+        offset = turn.offset
         row, skips_replays = user.row, self._guards.replay_skip
-        control = event if isinstance(event, ControlEvent) else None
-        if control and asks_for_list(control) and offset > row.silent_until:
-            user.becomes_due(event.event_id, offset, time_ms, is_visit=False)
+        wish = None if isinstance(event, UserEvent) else event
+        is_overtaken = wish is None or is_overtaken_by(row, wish, offset)
+        if wish and asks_for_list(wish) and not is_overtaken:
+            user.becomes_due(event.event_id, offset, turn.time_ms, is_visit=False)
         if offset <= row.applied_offset and skips_replays:
             batch.counts["replayed"] += 1
             return
         user.is_changed = True
         row.applied_offset = offset
-        if control is None:
+        if wish is None or (isinstance(wish, MergePart) and is_overtaken):
             batch.counts["opted_out"] += 1
         elif skips_replays and (
             row.has_event(event.event_id, id_hash(event.event_id))
@@ -481,16 +487,14 @@ class Folder:
             batch.counts["duplicates"] += 1
         else:
             batch.counts["control"] += 1
-            self._control(control, user, time_ms, offset, batch)
+            self._fold_wish(wish, user, turn, batch)
 
-    def _control(
-        self, event: ControlEvent, user: TouchedUser, time_ms: int, offset: int, batch: FoldedBatch
-    ) -> None:
-        """Do what a control event asks for the first time."""
-        apply_control(user.row, event, time_ms, offset, self._limits)
-        if takes_interests_away(event):
+    def _fold_wish(self, wish: Wish, user: TouchedUser, turn: Turn, batch: FoldedBatch) -> None:
+        """Do what a wish asks for the first time."""
+        batch.own_records += fold_wish(user.row, wish, turn, self._limits, self._max_event_bytes)
+        if takes_interests_away(wish):
             batch.no_interests.append(user)
-        if takes_list_away(event):
+        if takes_list_away(wish):
             user.is_no_longer_due()
             batch.no_list.append(user)
 
@@ -510,7 +514,7 @@ class Folder:
         )
 
 
-def _owner(event: UserEvent | ControlEvent) -> str:
+def _owner(event: UserEvent | Wish) -> str:
     """The id whose event this is; one without any is refused."""
     owner = event.user_id
     return event.anonymous_id if owner is UNSET else owner  # type: ignore[union-attr,return-value]
@@ -528,6 +532,6 @@ def _misrouted(owner: bytes, record: Record, partition: int) -> Misrouted:
     return Misrouted(owner, record.value or b"", partition, record.offset)
 
 
-def _is_home(event: UserEvent | ControlEvent) -> bool:
-    scenario = event.scenario  # type: ignore[union-attr]  # asked of no control event
+def _is_home(event: UserEvent | Wish) -> bool:
+    scenario = event.scenario  # type: ignore[union-attr]  # asked of no wish
     return scenario is UNSET or scenario == DEFAULT_SCENARIO

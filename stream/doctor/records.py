@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,12 @@ from typing import Any
 import msgspec
 
 from stream.doctor.findings import Finding, Status
-from stream.events import decode_control_event, decode_user_event
+from stream.events import (
+    decode_control_event,
+    decode_merge_part,
+    decode_merge_request,
+    decode_user_event,
+)
 from stream.partitioner import partitions_of
 from stream.settings import Settings
 
@@ -66,7 +72,7 @@ def _fault(record: Any, settings: Settings) -> str:
     try:
         event = decode_user_event(record.value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        return "" if _is_control(record.value) else str(error)
+        return "" if _is_wish(record.value) else str(error)
     if event.event_time < _LEAST_MS:
         return "event_time is before 1973: it must be in milliseconds, not seconds"
     if event.event_time > record.timestamp + settings.max_future_ms:
@@ -77,12 +83,13 @@ def _fault(record: Any, settings: Settings) -> str:
     return "" if record.key == owner.encode() else "the key is not the user"
 
 
-def _is_control(value: bytes) -> bool:
-    try:
-        decode_control_event(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
-    return True
+def _is_wish(value: bytes) -> bool:
+    """Whether it is a control event, or a record by which workers merge users."""
+    for decode in (decode_control_event, decode_merge_request, decode_merge_part):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            decode(value)
+            return True
+    return False
 
 
 def check_clock(records: Sequence[Any], now_ms: int) -> Finding:

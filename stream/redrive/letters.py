@@ -136,4 +136,4 @@ def _is_control(value: bytes) -> bool:
         schema = msgspec.json.decode(value, type=_Schema).schema
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
-    return schema.startswith("driftline.control/")
+    return schema.startswith(("driftline.control/", "driftline.merge-"))

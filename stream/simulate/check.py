@@ -19,6 +19,7 @@ from stream.verify.deltas import check_deltas
 from stream.verify.events import EventRules
 from stream.verify.fold import check_commits, check_dead_letters, check_sent_on, fold_log
 from stream.verify.lists import SentLists, applied_offsets, check_interests, check_lists
+from stream.verify.merges import check_merges
 from stream.verify.report import Check, Report
 from stream.verify.rows import Changelog, check_rows
 
@@ -73,6 +74,7 @@ def check_engine(around: Surroundings, broker: Broker, last: SimulatedWorker) ->
             check_lists(sent, applied, state, stored, topic),
             check_interests(log.read(settings.topic("interests"), ""), state),
             check_dead_letters(log.read(settings.topic("dead-letters"), ""), events, folded),
+            check_merges(folded.merges, state.merges),
             check_sent_on(folded, EventRules(settings, len(ends))),
             check_commits(committed, ends),
         ]

@@ -16,6 +16,17 @@ from kafka.partitioner import murmur2
 
 from export.event_types import EventRole
 from stream.settings import Settings
+from stream.verify.merges import (
+    PART_SCHEMA,
+    REQUEST_SCHEMA,
+    MergePart,
+    MergeRequest,
+    are_events,
+    are_ids,
+    are_taken,
+    part_of,
+    request_of,
+)
 
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -49,6 +60,10 @@ class Control:
     time_ms: int
     target: str | None
     until_ms: int | None
+    from_anonymous_id: str | None = None
+
+
+Judged = Event | Control | MergeRequest | MergePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +88,19 @@ class EventRules:
         self._partitions = partitions
         self._partition_of_key: dict[bytes, int] = {}
 
-    def judge(self, record: Any) -> Event | Control | Refused | SentOn | None:
+    def judge(self, record: Any) -> Judged | Refused | SentOn | None:
         """What a record is; None: valid, and of a type that changes nothing."""
         try:
             fields = self._fields(record)
         except _RefusedError as refused:
             return Refused(str(refused))
-        known = "user_id" in fields
+        known = "user_id" in fields and fields.get("schema") != REQUEST_SCHEMA
         owner = fields["user_id"] if known else fields["anonymous_id"]
         key = owner.encode()
         if record.key != key:
             return SentOn(key)
-        if fields.get("schema") == _CONTROL_SCHEMA:
-            return self._control(fields, key, record)
+        if fields.get("schema") in _OF_SCHEMA:
+            return self._wish(fields, key, record)
         role = self._settings.role_of(fields["type"])
         if role is None or role.role in ("impression", "ignored"):
             return None
@@ -104,16 +119,22 @@ class EventRules:
             role.refreshes and fields.get("scenario", "home") == "home",
         )
 
-    def _control(self, fields: dict[str, Any], key: bytes, record: Any) -> Control | SentOn:
+    def _wish(self, fields: dict[str, Any], key: bytes, record: Any) -> Judged | SentOn:
         if self.partition_of(key) != record.partition:
             return SentOn(key)
+        time_ms = min(fields["event_time"], record.timestamp)
+        if fields["schema"] == REQUEST_SCHEMA:
+            return request_of(fields, time_ms)
+        if fields["schema"] == PART_SCHEMA:
+            return part_of(fields, time_ms, record.timestamp)
         return Control(
             (fields.get("tenant", "default"), "u", fields["user_id"]),
             fields["event_id"],
             fields["type"],
-            min(fields["event_time"], record.timestamp),
+            time_ms,
             fields.get("target"),
             fields.get("until"),
+            fields.get("from_anonymous_id"),
         )
 
     def partition_of(self, key: bytes) -> int:
@@ -130,13 +151,13 @@ class EventRules:
         if len(record.value) > self._settings.max_event_bytes:
             raise _RefusedError("too long")
         fields = _decode(record.value)
-        is_control = fields.get("schema") == _CONTROL_SCHEMA
-        _see_fields(fields, *(_OF_CONTROL if is_control else _OF_EVENT))
+        schema = fields["schema"] if type(fields.get("schema")) is str else ""
+        _see_fields(fields, *_OF_SCHEMA.get(schema, _OF_EVENT))
         if fields["event_time"] > record.timestamp + self._settings.max_future_ms:
             raise _RefusedError("in the future")
-        if is_control:
-            if fields["type"] in _WITH_TARGET and "target" not in fields:
-                raise _RefusedError("no target")
+        if schema in _OF_SCHEMA:
+            if schema == _CONTROL_SCHEMA:
+                _see_wish(fields)
             return fields
         if "user_id" not in fields and "anonymous_id" not in fields:
             raise _RefusedError("no owner")
@@ -148,6 +169,13 @@ class EventRules:
 
 class _RefusedError(Exception):
     pass
+
+
+def _see_wish(fields: dict[str, Any]) -> None:
+    if fields["type"] in _WITH_TARGET and "target" not in fields:
+        raise _RefusedError("no target")
+    if fields["type"] == "user_merge" and "from_anonymous_id" not in fields:
+        raise _RefusedError("no from_anonymous_id")
 
 
 def _see_fields(
@@ -283,7 +311,14 @@ _OF_EVENT = _NEEDED, _OPTIONAL
 _CONTROL_SCHEMA = "driftline.control/1"
 _WITH_TARGET = ("item_block", "category_mute", "creator_block")
 #: Those that workers do; the others are refused.
-_CONTROL_TYPES = (*_WITH_TARGET, "user_delete", "user_opt_out", "user_opt_in", "history_reset")
+_CONTROL_TYPES = (
+    *_WITH_TARGET,
+    "user_delete",
+    "user_opt_out",
+    "user_opt_in",
+    "user_merge",
+    "history_reset",
+)
 _OF_CONTROL: tuple[dict[str, Callable[[Any], bool]], dict[str, Callable[[Any], bool]]] = (
     _NEEDED | {"type": lambda value: value in _CONTROL_TYPES, "user_id": _is_id},
     {
@@ -294,3 +329,31 @@ _OF_CONTROL: tuple[dict[str, Callable[[Any], bool]], dict[str, Callable[[Any], b
         "request_id": _is_text(0, 64),
     },
 )
+_OF_MERGE: dict[str, Callable[[Any], bool]] = {
+    "event_id": _is_text(8, 64),
+    "event_time": _is_count,
+    "asked_offset": _is_count,
+}
+_OF_SCHEMA = {
+    _CONTROL_SCHEMA: _OF_CONTROL,
+    REQUEST_SCHEMA: (
+        _OF_MERGE | {"anonymous_id": _is_id, "into_user_id": _is_id},
+        {"tenant": _matches(_TENANT)},
+    ),
+    PART_SCHEMA: (
+        _OF_MERGE
+        | {
+            "user_id": _is_id,
+            "from_anonymous_id": _is_id,
+            "request_id": _is_text(8, 64),
+            "request_offset": _is_count,
+            "part": _is_count,
+        },
+        {
+            "tenant": _matches(_TENANT),
+            "events": are_events,
+            "taken": are_taken,
+            "ids": are_ids,
+        },
+    ),
+}

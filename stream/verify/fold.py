@@ -7,8 +7,8 @@
    it saved them, must be those of the log.
 4. Every user with a due event must have a list ranked with it; a user who was deleted or has
    opted out must have none, and no interests.
-5. Every refused record must be on dead-letters, every record of another key must have been sent
-   on, and the group must have committed all.
+5. Every refused record must be on dead-letters, every merge must have the records of its legs,
+   every record of another key must have been sent on, and the group must have committed all.
 
 Nothing of the worker's code is used here but the reading of its settings.
 """
@@ -23,8 +23,9 @@ from typing import Any
 from stream.settings import Settings
 from stream.verify.counts import check_snapshot
 from stream.verify.deltas import check_deltas
-from stream.verify.events import Control, Event, EventRules, Refused, SentOn
+from stream.verify.events import EventRules, Refused, SentOn
 from stream.verify.lists import SentLists, applied_offsets, check_interests, check_lists
+from stream.verify.merges import MergeLog, MergePart, MergeRequest, check_merges
 from stream.verify.report import Check, Report
 from stream.verify.rows import Changelog, check_disk, check_rows
 from stream.verify.topics import KafkaLog, LogError
@@ -36,6 +37,7 @@ class FoldedLog:
     """What the records of user-events are, and what they fold to."""
 
     state: ExpectedState
+    merges: MergeLog = field(default_factory=MergeLog)
     records: int = 0
     refused: set[tuple[int, int]] = field(default_factory=set)  # partition, offset
     sent_on: list[tuple[bytes, int, int]] = field(default_factory=list)  # key, value, partition
@@ -78,6 +80,7 @@ def verify_fold(settings: Settings, data_dirs: list[Path]) -> Report:
             lists,
             interests,
             letters,  # 5
+            check_merges(folded.merges, state.merges),
             check_sent_on(folded, EventRules(settings, len(ends))),
             check_commits(log.committed(app, events), ends),
         ]
@@ -99,14 +102,16 @@ def fold_log(log: KafkaLog, settings: Settings, partitions: int) -> FoldedLog:
     for record in log.read(topic, "events"):
         folded.records += 1
         judged = rules.judge(record)
-        if isinstance(judged, Event | Control):
-            is_again = copies.came_before(record)
-            folded.state.apply(judged, record.partition, record.offset, is_again)
-        elif isinstance(judged, Refused):
+        if isinstance(judged, Refused):
             folded.refused.add((record.partition, record.offset))
             continue
-        elif isinstance(judged, SentOn):
+        if isinstance(judged, SentOn):
             folded.sent_on.append((judged.key, hash(record.value), record.offset))
+        elif judged is not None:
+            is_again = copies.came_before(record)
+            folded.state.apply(judged, record.partition, record.offset, is_again)
+            if isinstance(judged, MergeRequest | MergePart):
+                folded.merges.take(judged)
         folded.present.add((record.key, hash(record.value), record.partition))
     return folded
 

@@ -41,6 +41,7 @@ class SentLists:
     records: int = 0
     highest: dict[User, int] = field(default_factory=dict)  # seq ever, of lists taken away as well
     taken_away: set[User] = field(default_factory=set)  # after their newest list
+    never_any: set[bytes] = field(default_factory=set)  # keys: taken away before there was a list
     _user_of: dict[tuple[int, bytes], User] = field(default_factory=dict)  # partition, key
 
     @classmethod
@@ -55,6 +56,8 @@ class SentLists:
             elif (user := lists._user_of.get(where)) is not None:
                 lists.newest.pop(user, None)
                 lists.taken_away.add(user)
+            else:
+                lists.never_any.add(record.key)
         return lists
 
     def _take(self, message: dict[str, Any]) -> User:
@@ -181,6 +184,14 @@ def check_interests(records: Iterable[Any], expected: ExpectedState) -> Check:
     return check
 
 
+def _key(name: User) -> bytes:
+    """The key of a user's list."""
+    tenant, kind, owner = name
+    if (tenant, kind) == ("default", "u"):
+        return owner.encode()
+    return "\x1f".join((*name, "home")).encode()
+
+
 def _contains(sent: SentList, user: ExpectedUser, applied: int | None) -> bool:
     if applied is not None:
         return applied >= user.due_offset
@@ -198,7 +209,8 @@ def _has_nothing_to_list(
 ) -> bool:
     """Whether the last due event was in the first batch of all, or the user has taken all items,
     or a list was taken away from a user with filters: what they leave is not judged here."""
-    if user.filters and name in lists.taken_away:
+    is_taken_away = name in lists.taken_away or _key(name) in lists.never_any
+    if user.filters and is_taken_away:
         return True
     if not known or topic.is_in_first_batch(user.partition, user.due_offset):
         return True

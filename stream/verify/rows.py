@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import rocksdict
 
 from stream.verify.report import Check
-from stream.verify.users import ExpectedState, ExpectedUser, hash8, id8
+from stream.verify.users import ExpectedState, ExpectedUser, hash8
 
 #: version, flags, counts of events, ring, taken, served, rec_ids and filters, events in all,
 #: fingerprint, applied offset, seq, newest event time, request time of the list, digest of
@@ -212,9 +213,10 @@ def check_rows(
 def _compare(
     check: Check, name: tuple[str, str, str], user: ExpectedUser, row: StoredRow, fingerprint: int
 ) -> None:
-    wanted, got = {offset for _, offset, _ in user.history}, row.offsets()
-    lost = max(len(wanted.difference(got)), user.events_total - row.events_total)
-    again = max(len(got) - len(set(got)), row.events_total - user.events_total)
+    wanted, got = Counter(offset for _, offset, _ in user.history), Counter(row.offsets())
+    lost = max((wanted - got).total(), user.events_total - row.events_total)
+    repeated = sum(max(count - max(wanted[offset], 1), 0) for offset, count in got.items())
+    again = max(repeated, row.events_total - user.events_total)
     if lost > 0:
         check.lose(f"{lost} events of user {name}", lost)
     if again > 0:
@@ -246,14 +248,12 @@ def _rings(
     them stays longer, and of those before it kept fewer. Then the newest of both are compared.
     """
     if not row.has_old_ids:
-        return tuple((id8(seen.event_id), seen.time_ms) for seen in user.ring), row.ring
+        return tuple((seen.hashed, seen.time_ms) for seen in user.ring), row.ring
     both = min(len(user.ring), len(row.ring))
     has = row.ring[len(row.ring) - both :]
     wanted = list(user.ring)[len(user.ring) - both :]
     should = tuple(
-        (hash8(seen.event_id), time_ms)
-        if time_ms == _UNTIMED_MS
-        else (id8(seen.event_id), seen.time_ms)
+        (hash8(seen.event_id), time_ms) if time_ms == _UNTIMED_MS else (seen.hashed, seen.time_ms)
         for seen, (_, time_ms) in zip(wanted, has, strict=True)
     )
     return should, has

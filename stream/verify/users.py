@@ -12,7 +12,8 @@ from typing import NamedTuple
 import xxhash
 
 from stream.settings import Settings
-from stream.verify.events import Control, Event
+from stream.verify.events import Control, Event, Judged
+from stream.verify.merges import Given, MergePart, MergeRequest, Merges, request_id
 
 _HISTORY_EVENT = struct.Struct("<QqqffII")
 #: An event is linked with so many items before it.
@@ -33,10 +34,11 @@ class Delta(NamedTuple):
 
 
 class SeenId(NamedTuple):
-    """An event id that a row must know."""
+    """An event id that a row must know, as its hash; of a merged one the id is not known."""
 
-    event_id: str
+    hashed: bytes
     time_ms: int
+    event_id: str = ""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class ExpectedUser:
     filters: list[tuple[int, bytes, int]] = field(default_factory=list)  # kind, target, end in ms
     forgotten_offset: int = -1  # of the newest delete or opt-out
     opted_in_offset: int = -1  # of an opt-in after an opt-out
+    reset_offset: int = -1  # of the newest reset of the history
     has_opted_out: bool = False
     shown_nothing_offset: int = -1  # of what made the row forget what was listed last
     no_interests_offset: int = -1  # of what took the interests away
@@ -65,7 +68,7 @@ class ExpectedUser:
         """The last event that makes nothing due; None: there is no such event yet."""
         if self.has_opted_out:
             return _FOR_EVER_MS
-        last = max(self.forgotten_offset, self.opted_in_offset)
+        last = max(self.forgotten_offset, self.opted_in_offset, self.reset_offset - 1)
         return None if last < 0 else last
 
 
@@ -75,6 +78,7 @@ class ExpectedState:
     def __init__(self, settings: Settings) -> None:
         self.users: dict[tuple[str, str, str], ExpectedUser] = {}
         self.deltas: dict[tuple[int, int], Delta] = {}  # partition, offset
+        self.merges = Merges()
         self.duplicates = self.late = 0
         self.newest_ms = 0
         self._max_history = settings.max_history
@@ -89,20 +93,28 @@ class ExpectedState:
         """Whether the list due last may have been skipped: it would have expired by now."""
         return user.due_ms + self._list_lifetime_ms <= self.newest_ms
 
-    def apply(
-        self, event: Event | Control, partition: int, offset: int, is_again: bool = False
-    ) -> None:
+    def apply(self, event: Judged, partition: int, offset: int, is_again: bool = False) -> None:
         """Take the next event of its partition; `is_again`: a copy that was sent on before."""
         user = self.users.get(event.user)
         if user is None:
             user = self.users[event.user] = ExpectedUser(partition)
         if isinstance(event, Control):
             self._obey(user, event, offset, is_again)
-            return
-        if user.has_opted_out:
-            user.applied_offset = offset
-            return
+        elif isinstance(event, MergeRequest):
+            self._hand_over(user, event, offset, is_again)
+        elif isinstance(event, MergePart):
+            self._take_over(user, event, offset, is_again)
+        else:
+            self._see(user, event, (partition, offset), is_again)
+
+    def _see(
+        self, user: ExpectedUser, event: Event, place: tuple[int, int], is_again: bool
+    ) -> None:
+        """Take an event of the user."""
+        partition, offset = place
         user.applied_offset = offset
+        if user.has_opted_out:
+            return
         is_visit = event.role.role == "visit"
         if not is_visit and event.time_ms < self._horizon_ms(user):
             self.late += 1
@@ -113,10 +125,8 @@ class ExpectedState:
                 user.due_visit_offset = offset
         if is_visit:
             return
-        if is_again or any(seen.event_id == event.event_id for seen in user.ring):
-            self.duplicates += 1
-            return
-        self._fold(user, event, partition, offset)
+        if not self._is_duplicate(user, event.event_id, is_again):
+            self._fold(user, event, partition, offset)
 
     def _fold(self, user: ExpectedUser, event: Event, partition: int, offset: int) -> None:
         assert event.item_id is not None
@@ -139,7 +149,7 @@ class ExpectedState:
         user.taken_ever.add(item)
         user.events_total += 1
         user.newest_ms = max(user.newest_ms, event.time_ms)
-        self._remember_id(user, SeenId(event.event_id, event.time_ms))
+        self._remember_id(user, event.event_id, event.time_ms)
         self.newest_ms = max(self.newest_ms, event.time_ms)
         weight = round(event.role.weight * _SIXTEENTHS) if event.role.role == "positive" else 0
         self.deltas[partition, offset] = Delta(event.item_id, previous, event.time_ms, weight)
@@ -149,14 +159,16 @@ class ExpectedState:
         if control.type in (*_FILTER_KINDS, "history_reset") and not user.has_opted_out:
             user.due_offset, user.due_ms = offset, control.time_ms
         user.applied_offset = offset
-        if is_again or any(seen.event_id == control.event_id for seen in user.ring):
-            self.duplicates += 1
+        if self._is_duplicate(user, control.event_id, is_again):
             return
-        if control.type == "user_opt_in":
+        if control.type == "user_merge":
+            self._ask(user, control, offset)
+        elif control.type == "user_opt_in":
             user.opted_in_offset = offset if user.has_opted_out else user.opted_in_offset
             user.has_opted_out = False
         elif control.type == "history_reset":
             _forget_history(user, offset)
+            user.reset_offset = offset
         elif control.type in _FILTER_KINDS:
             user.filters = _with_filter(user.filters, control)
             user.shown_nothing_offset = offset
@@ -165,10 +177,73 @@ class ExpectedState:
             user.has_opted_out = control.type == "user_opt_out"
             if control.type == "user_delete":
                 user.filters = []
-        kept_as_of_ms = max(control.time_ms, user.newest_ms)
-        self._remember_id(user, SeenId(control.event_id, kept_as_of_ms))
+        self._remember_id(user, control.event_id, max(control.time_ms, user.newest_ms))
 
-    def _remember_id(self, user: ExpectedUser, seen: SeenId) -> None:
+    def _ask(self, user: ExpectedUser, control: Control, offset: int) -> None:
+        """Note that an anonymous user must be asked to hand over."""
+        assert control.from_anonymous_id is not None
+        if not user.has_opted_out:
+            anonymous = (control.user[0], "a", control.from_anonymous_id)
+            event_id = request_id(anonymous, control.user, control.event_id, offset)
+            self.merges.asked[event_id] = (anonymous, control.user, offset)
+
+    def _hand_over(
+        self, user: ExpectedUser, request: MergeRequest, offset: int, is_again: bool
+    ) -> None:
+        """Note what an anonymous user has to hand over, and forget it."""
+        user.applied_offset = offset
+        if self._is_duplicate(user, request.event_id, is_again):
+            return
+        newest = list(user.ring)[max(len(user.ring) - self._ring_size // 2, 0) :]
+        given = Given(
+            tuple(packed for _, _, packed in user.history),
+            tuple(user.taken),
+            tuple((seen.hashed, seen.time_ms) for seen in newest),
+        )
+        self.merges.given[request.event_id, offset] = given
+        _forget_history(user, offset)
+        user.due_offset = user.due_visit_offset = -1
+        user.forgotten_offset = offset
+        self._remember_id(user, request.event_id, max(request.time_ms, user.newest_ms))
+
+    def _take_over(self, user: ExpectedUser, part: MergePart, offset: int, is_again: bool) -> None:
+        """Take what an anonymous user has handed over, unless the user was forgotten meanwhile."""
+        user.applied_offset = offset
+        silent_until = user.silent_until()
+        if silent_until is not None and min(part.asked_offset, offset) <= silent_until:
+            return
+        user.due_offset, user.due_ms = offset, part.time_ms
+        if self._is_duplicate(user, part.event_id, is_again):
+            return
+        for item in part.taken:
+            self._take(user, item)
+        for packed in part.events:
+            item, time_ms, _, *rest = _HISTORY_EVENT.unpack(packed)
+            time_ms = min(time_ms, part.sent_ms)
+            place = bisect.bisect(user.history, (time_ms, offset + 1))
+            merged = _HISTORY_EVENT.pack(item, time_ms, offset, *rest)
+            user.history.insert(place, (time_ms, offset, merged))
+            user.newest_ms = max(user.newest_ms, time_ms)
+        while len(user.history) > self._max_history:
+            self._take(user, user.history.pop(0)[2][:8])
+        user.events_total += len(part.events)
+        taken = [*part.taken, *(packed[:8] for packed in part.events)]
+        user.taken_ever |= {int.from_bytes(item, "little") for item in taken}
+        for hashed, time_ms in part.ids:
+            self._remember(user, SeenId(hashed, min(time_ms, part.sent_ms)))
+        self._remember_id(user, part.event_id, max(part.time_ms, user.newest_ms))
+        user.shown_nothing_offset = offset
+
+    def _is_duplicate(self, user: ExpectedUser, event_id: str, is_again: bool) -> bool:
+        hashed = id8(event_id)
+        found = is_again or any(seen.hashed == hashed for seen in user.ring)
+        self.duplicates += found
+        return found
+
+    def _remember_id(self, user: ExpectedUser, event_id: str, time_ms: int) -> None:
+        self._remember(user, SeenId(id8(event_id), time_ms, event_id))
+
+    def _remember(self, user: ExpectedUser, seen: SeenId) -> None:
         user.ring.append(seen)
         if len(user.ring) > self._ring_size:
             user.ring.popleft()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import struct
 from itertools import pairwise
 
 import numpy as np
@@ -41,6 +43,12 @@ def value(**fields: object) -> bytes:
     return json.dumps(body(**fields)).encode()
 
 
+def part_of_merge(**columns: str) -> bytes:
+    about = {"from_anonymous_id": "a", "asked_offset": 0, "request_id": "request-1"}
+    about |= {"request_offset": 0, "part": 0}
+    return value(schema="driftline.merge-part/1", **about, **columns)
+
+
 REFUSED = {
     "no value": (None, "no value"),
     "not UTF-8": (b'{"event_id": "\xff\xfe\xfd\xfc\xfb\xfa\xf9\xf8"}', "utf-8"),
@@ -75,9 +83,29 @@ REFUSED = {
     "other schema": (value(schema="driftline.event/2"), "schema"),
     "half a surrogate": (value().replace(b"item-1", b"\\ud800"), ""),
     "control event that nothing does yet": (
-        value(schema="driftline.control/1", type="user_merge"),
-        "not supported yet: control event user_merge",
+        value(schema="driftline.control/1", type="user_export"),
+        "not supported yet: control event user_export",
     ),
+    "merge of nobody": (
+        value(schema="driftline.control/1", type="user_merge"),
+        "no from_anonymous_id",
+    ),
+    "request to merge without an offset": (
+        value(schema="driftline.merge-request/1", anonymous_id="ada", into_user_id="eve"),
+        "",
+    ),
+    "part of a merge that is cut": (part_of_merge(events="AAAA"), "no whole entries"),
+    "part of a merge with a time before 1970": (
+        part_of_merge(ids=base64.b64encode(struct.pack("<8sq", b"an id is", -1)).decode()),
+        "before 1970",
+    ),
+    "part of a merge with an infinite value": (
+        part_of_merge(
+            events=base64.b64encode(struct.pack("<QqqffII", 1, 2, 3, 1e999, 0.5, 0, 1)).decode()
+        ),
+        "none that an event can have",
+    ),
+    "part of a merge that is no base64": (part_of_merge(taken="!"), ""),
     "block of nothing": (value(schema="driftline.control/1", type="item_block"), "no target"),
     "control event of tomorrow": (
         value(schema="driftline.control/1", type="user_delete", event_time=NOW_MS + 2 * DAY_MS),

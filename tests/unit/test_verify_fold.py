@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.items import ItemIndex
 from export.statistics import ItemStatistics
-from models.parity_log import EventLog, LogFold, ParityPlan
+from models.parity_fold import LogFold
+from models.parity_log import EventLog, ParityPlan
 from stream.history import UserRow, hash64
 from stream.kafka.table import source_row
 from stream.row_codec import FILTER
