@@ -106,10 +106,6 @@ class LogFold:
             taken[:] = [(offset, self._name(item)) for offset, item in taken]
         for entries in self._log.of_user.values():
             entries[:] = [entry._replace(item=self._name(entry.item)) for entry in entries]
-        self._log.events[:] = [
-            event._replace(previous=tuple(map(self._name, event.previous)))
-            for event in self._log.events
-        ]
 
     def _name(self, item: str) -> str:
         if not item.startswith(_UNNAMED):
@@ -200,7 +196,8 @@ class LogFold:
     def _insert(self, user: User, entry: HistoryEntry) -> tuple[str, ...]:
         recent = self._recent.setdefault(user, [])
         place = bisect.bisect(recent, entry)
-        previous = tuple(e.item for e in reversed(recent[max(place - _LINKS, 0) : place]))
+        before = reversed(recent[max(place - _LINKS, 0) : place])
+        previous = tuple("" if entry.item.startswith(_UNNAMED) else entry.item for entry in before)
         recent.insert(place, entry)
         del recent[: max(len(recent) - self._plan.max_history, 0)]
         return previous

@@ -72,7 +72,7 @@ class LoggedEvent(NamedTuple):
     item: str
     time_ms: int
     weight: int  # sixteenths
-    previous: tuple[str, ...]
+    previous: tuple[str, ...]  # empty for those that came with a merged user
 
 
 class Wish(NamedTuple):

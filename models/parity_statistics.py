@@ -53,7 +53,7 @@ class PlainStatistics:
         for at, event in enumerate(events):
             item = self.number[event.item]
             for distance, name in enumerate(event.previous, start=1):
-                before = self.number[name]
+                before = self.number.get(name, item)  # none: nothing is linked with it
                 if before != item and event.weight:
                     links[before].append((item, at, event.weight / 16 / distance))
                     links[item].append((before, at, event.weight / 16 / distance))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from export.statistics import CHAIN_DEPTH
 from stream.event_columns import KeptEvents, UserSpan
 from stream.history import HistoryEvent
-from stream.row_codec import EVENT, EVENT_BYTES
+from stream.row_codec import EVENT, EVENT_BYTES, MERGED_OFFSET
 
 _DEPTH_BYTES = CHAIN_DEPTH * EVENT_BYTES
 
@@ -106,7 +106,8 @@ class DeltaBuilder:
 def _items_before(
     olds: Sequence[bytes], counts: NDArray[np.int64], hashes: NDArray[np.uint64], depth: int
 ) -> NDArray[np.uint64]:
-    """[k, CHAIN_DEPTH] the `depth` items before each of k new events, newest first; 0 for none.
+    """[k, CHAIN_DEPTH] the `depth` items before each of k new events, newest first; 0 for none, and
+    for those that came with a merged user.
 
     Of each user: the history's EVENTs that the new ones are put behind, and how many those are.
     `hashes` are the new events' items, user by user.
@@ -117,7 +118,8 @@ def _items_before(
     at = np.arange(len(hashes)) + (user + 1) * CHAIN_DEPTH
     is_old = np.ones(len(items), dtype=np.bool_)
     is_old[at] = False
-    items[is_old] = np.frombuffer(b"".join(ends), dtype=EVENT)["item"]
+    old = np.frombuffer(b"".join(ends), dtype=EVENT)
+    items[is_old] = np.where(old["offset"] == MERGED_OFFSET, 0, old["item"])
     items[at] = hashes
     distance = np.arange(1, CHAIN_DEPTH + 1)
     before: NDArray[np.uint64] = items[at[:, None] - distance]

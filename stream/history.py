@@ -28,6 +28,7 @@ from stream.row_codec import (
     FILTER,
     HASH_BYTES,
     HEADER,
+    MERGED_OFFSET,
     OLD_IDS,
     POSTPONED,
     RING_ENTRY_BYTES,
@@ -250,7 +251,8 @@ class UserRow:
         The caller has seen to it that the event is new: its offset is above `applied_offset` and
         its id is not in the ring.
 
-        Returns: hashes of the up to CHAIN_DEPTH items before it, newest first.
+        Returns: hashes of the up to CHAIN_DEPTH items before it, newest first; 0 for those that
+        came with a merged user.
         """
         event_hash, item, time_ms, offset, kind, value, portion, session = event
         packed = EVENT_STRUCT.pack(item, time_ms, offset, value, portion, session, kind)
@@ -268,7 +270,7 @@ class UserRow:
         if len(self.events) > limits.max_history * EVENT_BYTES:
             self._drop_oldest(limits)
         self.remember(event_hash, time_ms, limits)
-        return _items_before(events, at)
+        return _links_before(events, at)
 
     def extend(self, events: bytes, ids: bytes, newest_ms: int, limits: RowLimits) -> None:
         """Put in events of which none is older than another before it, or than any here.
@@ -361,12 +363,24 @@ class UserRow:
 
 #: Reads the items of n consecutive events.
 _ITEMS = [struct.Struct("<" + "Q32x" * n) for n in range(CHAIN_DEPTH + 1)]
+#: The same with their offsets.
+_LINKS = [struct.Struct("<" + "Q8xq16x" * n) for n in range(CHAIN_DEPTH + 1)]
 
 
 def _items_before(events: bytes, at: int) -> list[int]:
     """Items of the last CHAIN_DEPTH events that end before byte `at`, newest first."""
     count = min(at // EVENT_BYTES, CHAIN_DEPTH)
     return list(_ITEMS[count].unpack_from(events, at - count * EVENT_BYTES)[::-1])
+
+
+def _links_before(events: bytes, at: int) -> list[int]:
+    """The same items, 0 in the place of those that came with a merged user."""
+    count = min(at // EVENT_BYTES, CHAIN_DEPTH)
+    found = _LINKS[count].unpack_from(events, at - count * EVENT_BYTES)
+    return [
+        0 if offset == MERGED_OFFSET else item
+        for item, offset in zip(found[-2::-2], found[::-2], strict=True)
+    ]
 
 
 #: From so many bytes on, comparing all hashes at once is faster than searching for one.

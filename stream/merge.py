@@ -33,6 +33,7 @@ from stream.row_codec import (
     EVENT,
     EVENT_BYTES,
     HASH_BYTES,
+    MERGED_OFFSET,
     RING_ENTRY_BYTES,
     RING_ENTRY_STRUCT,
     UNTIMED,
@@ -166,10 +167,14 @@ def _pieces(columns: dict[str, bytes], most: int) -> list[dict[str, bytes]]:
 
 
 def _take_over(row: UserRow, part: MergePart, turn: Turn, limits: RowLimits) -> None:
-    """Put a part into a row: its events have come with this offset."""
+    """Put a part into a row.
+
+    No later event is linked with what came so in the statistics: a reader of the known user's
+    deltas need not have met the other partition's items by then.
+    """
     events = np.frombuffer(part.events, dtype=EVENT).copy()
     events["time_ms"] = np.minimum(events["time_ms"], turn.sent_ms)
-    events["offset"] = turn.offset
+    events["offset"] = MERGED_OFFSET
     row.take_over(events, part.taken, limits)
     for hashed, id_ms in RING_ENTRY_STRUCT.iter_unpack(part.ids):
         row.remember(hashed, min(id_ms, turn.sent_ms), limits)

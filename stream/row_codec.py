@@ -23,7 +23,8 @@ CODEC_VERSION = 3
 #: filters, and all events ever folded; fingerprint, applied offset, seq, newest event time, request
 #: time of the newest list, digest of interests, up to which source offset nothing is listed.
 HEADER = struct.Struct("<BBHHHBBHIQqQqqQq")
-#: One event of a history. A missing value or portion is NaN, a missing session 0.
+#: One event of a history. A missing value or portion is NaN, a missing session 0. `offset` is that
+#: on the user's partition, MERGED_OFFSET for one that came with a merged user.
 EVENT = np.dtype(
     [
         ("item", "<u8"),
@@ -35,6 +36,7 @@ EVENT = np.dtype(
         ("type", "<u4"),
     ]
 )
+MERGED_OFFSET = -1
 EVENT_STRUCT = struct.Struct("<QqqffII")
 EVENT_BYTES = EVENT_STRUCT.size
 #: One thing that is not to be listed: kind, hash of its name, time in ms at which this ends.

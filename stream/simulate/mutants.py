@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from stream import merge, state
 from stream.agents import BatchProcessor
+from stream.events import MergePart, Wish
 from stream.guards import ALL_GUARDS, GuardName, Guards
 from stream.history import RowLimits, UserRow
 from stream.kafka.batches import RecordBatch
@@ -188,6 +191,20 @@ def _copies_unknown() -> list[Patch]:
     return [(Originals, "of", lambda self, record: None)]
 
 
+def _another_id_each_time() -> list[Patch]:
+    numbers = itertools.count()
+    return [(merge, "_id_of", lambda *parts: f"merge-{next(numbers):032x}")]
+
+
+def _nothing_overtakes() -> list[Patch]:
+    right = merge.is_overtaken_by
+
+    def is_overtaken_by(row: UserRow, wish: Wish, offset: int) -> bool:
+        return not isinstance(wish, MergePart) and right(row, wish, offset)
+
+    return [(state, "is_overtaken_by", is_overtaken_by)]
+
+
 def _rows_apart_from_position() -> list[Patch]:
     def write(self: SimulatedStore, partition: int, rows: Any, changelog_offset: int) -> None:
         batch: dict[bytes, bytes | None] = dict(rows)
@@ -232,6 +249,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "copies",
         "step 2 without: a misrouted record that was sent on twice counts twice",
         _copies_unknown,
+    ),
+    Mutant(
+        "merge-ids",
+        "step 2: a leg of a merge that is sent again has another id, and is done again",
+        _another_id_each_time,
+    ),
+    Mutant(
+        "merge-overtaken",
+        "step 2: what a merge brings is taken though its user was forgotten meanwhile",
+        _nothing_overtakes,
     ),
     Mutant(
         "ack-order",

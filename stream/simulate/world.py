@@ -32,6 +32,8 @@ from stream.verify.report import Report
 PARTITIONS = 2
 USERS = 8
 ITEMS = 10
+#: Users without a name, in one of so many runs: they click, and are merged into users.
+GUESTS, GUESTS_EVERY, GUESTS_IN = 3, 7, 4
 TOPIC_ID = "simulated"
 EPOCH_MS = 1_700_000_000_000
 #: After the last event and fault, all must be done within so much virtual time.
@@ -154,6 +156,7 @@ class World:
             float(timeout_s),  # type: ignore[arg-type]
             self._reached,
         )
+        self._has_guests = seed % GUESTS_EVERY == GUESTS_IN
         self._armed: list[tuple[str, str]] = []
         self.disks = [Disk(self.rng) for _ in range(4)]
         self.workers: dict[int, SimulatedWorker] = {}
@@ -308,6 +311,8 @@ class World:
             if self.rng.random() < 0.8:  # else in one burst with the one before
                 await asyncio.sleep(self.rng.expovariate(1 / pause_s))
             self._send_one(number, sent)
+            if self._has_guests:
+                self._send_of_guest(number, sent)
 
     def _send_one(self, number: int, sent: list[bytes]) -> None:
         draw = self.rng.random()
@@ -331,13 +336,32 @@ class World:
         else:
             self._append(user, value)
 
-    def _event(self, user: str, number: int, kind: str) -> bytes:
+    def _send_of_guest(self, number: int, sent: list[bytes]) -> None:
+        """A click of somebody without a name, or who it was."""
+        guest, draw = f"guest-{self.rng.randrange(GUESTS)}", self.rng.random()
+        if draw < 0.4:
+            kind = "visit" if draw < 0.1 else "click"
+            self._append(guest, self._event(guest, 10_000 + number, kind, "anonymous_id"))
+        elif draw < 0.55:
+            user = f"user-{self.rng.randrange(USERS)}"
+            body = {
+                "schema": "driftline.control/1",
+                "event_id": f"control-{10_000 + number}",
+                "type": "user_merge",
+                "event_time": self._now_ms(),
+                "user_id": user,
+                "from_anonymous_id": guest,
+            }
+            sent.append(json.dumps(body).encode())
+            self._append(user, sent[-1])
+
+    def _event(self, user: str, number: int, kind: str, owner: str = "user_id") -> bytes:
         late_ms = self.rng.choice([0, 0, 0, 700, 5000])
         body = {
             "event_id": f"event-{number}",
             "type": kind,
             "event_time": self._now_ms() - late_ms,
-            "user_id": user,
+            owner: user,
         }
         if kind != "visit":
             body["item_id"] = f"item-{self.rng.randrange(ITEMS)}"
@@ -368,6 +392,9 @@ class World:
             self._append(user, self._event(user, 100_000 + number, "click"))
             if self.plan.settings.event_types:
                 self._append(user, self._event(user, 200_000 + number, "visit"))
+        for number in range(GUESTS if self._has_guests else 0):
+            guest = f"guest-{number}"
+            self._append(guest, self._event(guest, 300_000 + number, "visit", "anonymous_id"))
 
     def _append(
         self, user: str, value: bytes, key: str | None = None, elsewhere: bool = False

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from stream.verify.report import Check
-from stream.verify.users import Delta, ExpectedState
+from stream.verify.users import Delta, ExpectedState, without_end
 
 _LINKS = 5
 _VERSION = 1
@@ -111,5 +111,5 @@ def decode(data: bytes) -> Iterator[tuple[int, int, Delta]]:
             strict=True,
         )
     ):
-        linked = tuple(link for link in links[at * _LINKS : (at + 1) * _LINKS] if link)
+        linked = without_end(links[at * _LINKS : (at + 1) * _LINKS])
         yield source, offset, Delta(ids[place], linked, time_ms, weight)

@@ -20,6 +20,8 @@ _HISTORY_EVENT = struct.Struct("<QqqffII")
 _LINKS = 5
 _SIXTEENTHS = 16
 _MAX_FILTERS = 256
+#: Stands for the offset of an event of a merged user, which nothing is linked with any more.
+_MERGED_OFFSET = -1
 _FOR_EVER_MS = 2**63 - 1
 _FILTER_KINDS = {"item_block": 1, "category_mute": 2, "creator_block": 3}
 
@@ -63,6 +65,10 @@ class ExpectedUser:
     has_opted_out: bool = False
     shown_nothing_offset: int = -1  # of what made the row forget what was listed last
     no_interests_offset: int = -1  # of what took the interests away
+
+    def offsets(self) -> list[int]:
+        """The source offsets of the events in the history."""
+        return [_HISTORY_EVENT.unpack(packed)[2] for _, _, packed in self.history]
 
     def silent_until(self) -> int | None:
         """The last event that makes nothing due; None: there is no such event yet."""
@@ -142,7 +148,7 @@ class ExpectedState:
         )
         place = bisect.bisect(user.history, (event.time_ms, offset))
         before = user.history[max(place - _LINKS, 0) : place]
-        previous = tuple(int.from_bytes(kept[2][:8], "little") for kept in reversed(before))
+        previous = without_end(tuple(_linked(kept[2]) for kept in reversed(before)))
         user.history.insert(place, (event.time_ms, offset, packed))
         if len(user.history) > self._max_history:
             self._take(user, user.history.pop(0)[2][:8])
@@ -221,7 +227,7 @@ class ExpectedState:
             item, time_ms, _, *rest = _HISTORY_EVENT.unpack(packed)
             time_ms = min(time_ms, part.sent_ms)
             place = bisect.bisect(user.history, (time_ms, offset + 1))
-            merged = _HISTORY_EVENT.pack(item, time_ms, offset, *rest)
+            merged = _HISTORY_EVENT.pack(item, time_ms, _MERGED_OFFSET, *rest)
             user.history.insert(place, (time_ms, offset, merged))
             user.newest_ms = max(user.newest_ms, time_ms)
         while len(user.history) > self._max_history:
@@ -284,6 +290,19 @@ def _with_filter(
     wanted = (_FILTER_KINDS[control.type], hash8(control.target), until_ms)
     others = [entry for entry in filters if entry[:2] != wanted[:2]]
     return [entry for entry in (*others, wanted) if entry[2] > control.time_ms][-_MAX_FILTERS:]
+
+
+def _linked(packed: bytes) -> int:
+    """The hash of an event's item that a later event is linked with; 0: it is not."""
+    item, _, offset, *_ = _HISTORY_EVENT.unpack(packed)
+    return 0 if offset == _MERGED_OFFSET else int(item)
+
+
+def without_end(links: tuple[int, ...]) -> tuple[int, ...]:
+    """Links without the empty places at their end."""
+    while links and not links[-1]:
+        links = links[:-1]
+    return links
 
 
 def id8(event_id: str) -> bytes:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.broker
 USERS = [f"user-{number}" for number in range(12)]
 ITEMS = [f"item-{number}" for number in range(30)]
 WISHES = ["item_block", "category_mute", "creator_block"]
-KINDS = ["history_reset", "user_delete", "user_opt_out", "user_opt_in", *WISHES, "user_merge"]
+KINDS = ["history_reset", "user_delete", "user_opt_out", "user_opt_in", *WISHES, "user_export"]
 
 Record = tuple[bytes | None, bytes | None]
 
@@ -111,7 +111,7 @@ def test_what_users_ask_for_holds_though_workers_die(engine: Engine) -> None:
     unwanted = {item for n, item in enumerate(ITEMS) if n % 5 == 1 or n % 4 == 2}
     assert {i["item_id"] for i in blocked["items"]} == set(ITEMS) - unwanted - {"item-3", "item-4"}
     reasons = {dict(record.headers)["reason"] for record in engine.read("dead-letters")}
-    assert reasons == {b"not supported yet: control event user_merge"}
+    assert reasons == {b"not supported yet: control event user_export"}
     assert worker.stop() == 0
     code, report = engine.verify_fold(worker)
     assert code == 0, report
