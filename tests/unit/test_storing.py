@@ -192,6 +192,9 @@ class Consumer:
     def slice_taken(self) -> None:
         return
 
+    def is_delivering(self) -> bool:
+        return True
+
     def work_started(self, batches: list[RecordBatch]) -> None:
         self.in_work = [batch.first_offset for batch in batches]
 
