@@ -111,6 +111,8 @@ class ChangelogFence(Service):  # type: ignore[misc]
         wait_s = RENEW_S
         while not self.should_stop:
             await self.sleep(wait_s)
+            if self.should_stop:
+                break  # the producer has stopped by now
             wait_s = RENEW_S
             try:
                 await self.renew()
