@@ -330,10 +330,14 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def stop_flow(self) -> None:
         super().stop_flow()
-        self._is_sought = False
-        self._may_deliver.clear()
+        self._keep_back()
         if self.app.should_stop:
             self._end_in_time()
+
+    def _keep_back(self) -> None:
+        """Deliver nothing until partitions are sought and the flow is resumed."""
+        self._is_sought = False
+        self._may_deliver.clear()
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
         self._seek_count += 1
@@ -383,6 +387,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return offset
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        # Faust stops the flow only of a worker that has partitions. To one that has none yet,
+        # slices would be delivered before it resumes, and be lost as it empties its queues then
+        self._keep_back()
         await super().on_partitions_revoked(revoked)  # waits for the batch in work, and commits
         if self.options.release is not None:
             self.options.release(revoked)

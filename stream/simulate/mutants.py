@@ -162,6 +162,16 @@ def _dropped_is_lost() -> list[Patch]:
     return [(BatchConsumer, "_read_dropped_again", _read_dropped_again)]
 
 
+def _stopped_by_faust_alone() -> list[Patch]:
+    right = BatchConsumer._keep_back
+
+    def _keep_back(self: BatchConsumer) -> None:
+        if self.assignment():
+            right(self)
+
+    return [(BatchConsumer, "_keep_back", _keep_back)]
+
+
 def _idle_work_at_any_time() -> list[Patch]:
     return [(BatchConsumer, "is_delivering", lambda self: True)]
 
@@ -317,6 +327,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "unfenced: a worker that stood still goes on",
         _no_fence,
         without="changelog-fence",
+    ),
+    Mutant(
+        "keep-back",
+        "to a worker that had no partitions, slices are delivered before the flow is resumed",
+        _stopped_by_faust_alone,
     ),
     Mutant(
         "idle-work",
