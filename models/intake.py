@@ -18,6 +18,8 @@ from models.settings import TrainerSettings
 from stream.events import (
     ControlEvent,
     Item,
+    MergePart,
+    MergeRequest,
     decode_control_event,
     decode_item,
     decode_merge_part,
@@ -49,6 +51,7 @@ class Intake:
     A user who was forgotten goes on as another one, of whom nothing is known. The former one's
     events stand in the buffer as they count in the statistics; `take_forgotten` tells of them.
     Merged users are learned from as the two that they were: what each did next is true of either.
+    With the known user what the anonymous one did before is forgotten as well.
     """
 
     def __init__(self, settings: TrainerSettings, index: ItemIndex) -> None:
@@ -61,6 +64,7 @@ class Intake:
         self._lives: Counter[str] = Counter()  # owner -> how often the owner was forgotten
         self._opted_out: set[str] = set()
         self._forgotten: set[int] = set()
+        self._merged: dict[str, list[int]] = {}  # known user -> anonymous ones, while both are
 
     def take_event(self, record: Record) -> None:
         """Take a record of `user-events`."""
@@ -135,7 +139,7 @@ class Intake:
         try:
             event = decode_control_event(record.value or b"")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self.counts["merges" if _is_of_merge(record.value or b"") else "refused"] += 1
+            self._take_leg(record)
             return
         is_ahead = event.event_time > record.timestamp + self._settings.max_future_ms
         if is_ahead or record.key != event.user_id.encode():
@@ -146,10 +150,25 @@ class Intake:
             self._obey(event)
             self.counts["control"] += 1
 
+    def _take_leg(self, record: Record) -> None:
+        """Take what is no control event either: a leg of a merge, or something to refuse."""
+        leg = _leg_of(record.value or b"")
+        if leg is None:
+            self.counts["refused"] += 1
+            return
+        self.counts["merges"] += 1
+        if isinstance(leg, MergeRequest) and record.key == leg.anonymous_id.encode():
+            anonymous = f"{leg.tenant}\x1fa\x1f{leg.anonymous_id}"
+            if not self._is_duplicate(leg.event_id):
+                known = f"{leg.tenant}\x1fu\x1f{leg.into_user_id}"
+                self._merged.setdefault(known, []).append(user_hash(self._name_of(anonymous)))
+                self._lives[anonymous] += 1
+
     def _obey(self, event: ControlEvent) -> None:
         user = f"{event.tenant}\x1fu\x1f{event.user_id}"
         if event.type in _FORGETTING:
             self._forgotten.add(user_hash(self._name_of(user)))
+            self._forgotten.update(self._merged.pop(user, ()))
             self._lives[user] += 1
         if event.type == "user_opt_out":
             self._opted_out.add(user)
@@ -170,13 +189,12 @@ class Intake:
         return False
 
 
-def _is_of_merge(value: bytes) -> bool:
-    """Whether it is a record by which workers merge users."""
+def _leg_of(value: bytes) -> MergeRequest | MergePart | None:
+    """The record by which workers merge users, if it is one."""
     for decode in (decode_merge_request, decode_merge_part):
         with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            decode(value)
-            return True
-    return False
+            return decode(value)
+    return None
 
 
 def _attributes(item: Item) -> tuple[str, ...]:

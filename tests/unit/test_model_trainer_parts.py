@@ -130,6 +130,33 @@ def test_other_users_and_controls_that_forget_nothing_are_learned_as_before() ->
     assert (targets, histories) == (["i1", "i2"], ["i1"])
 
 
+def by_guest(*numbers: int) -> list[Message]:
+    clicks = rated(*numbers, user_id=None, anonymous_id="guest")
+    return [Message(click.value, key=b"guest") for click in clicks]
+
+
+def leg(schema: str, key: bytes, **fields: object) -> Message:
+    about = {"event_id": f"{schema}-0001", "event_time": NOW_MS, "asked_offset": 1} | fields
+    return Message(msgspec.json.encode(about | {"schema": f"driftline.{schema}/1"}), key=key)
+
+
+def test_merged_users_are_learned_from_as_two_and_forgotten_together() -> None:
+    request = leg("merge-request", b"guest", anonymous_id="guest", into_user_id="ann")
+    part = leg(
+        *("merge-part", b"ann"),
+        **{"user_id": "ann", "from_anonymous_id": "guest", "part": 0},
+        **{"request_id": "merge-request-0001", "request_offset": 3},
+    )
+    merged = [*rated(1, 2), *by_guest(3, 4), request, request, part, *by_guest(5, 6)]
+
+    targets, histories, _ = learned(*merged)
+    left, left_histories, _ = learned(*merged, control("user_delete", 1))
+
+    assert targets == [f"i{n}" for n in range(1, 7)]
+    assert histories == ["i1", "i3", "i5"], "the guest has started anew"
+    assert (left, left_histories) == (["i5", "i6"], ["i5"])
+
+
 def test_who_has_opted_out_is_not_learned_from_until_opting_in() -> None:
     targets, _, fold = learned(
         control("user_opt_out", 1), *rated(1), control("user_opt_in", 2), *rated(2)
