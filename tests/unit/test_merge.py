@@ -21,7 +21,10 @@ from folding import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from export.event_types import DEFAULT_EVENT_TYPES
 from export.items import item_hash
+from models.parity_fold import LogFold
+from models.parity_log import EventLog, ParityPlan
 from stream.events import MergePart, decode_merge_part, decode_merge_request, encode
 from stream.history import RowLimits, UserRow, id_hash
 from stream.kafka.table import source_row
@@ -35,7 +38,7 @@ from stream.verify.merges import MergeLog, check_merges
 from stream.verify.merges import MergePart as FoundPart
 from stream.verify.merges import MergeRequest as FoundRequest
 from stream.verify.rows import Changelog, check_rows
-from stream.verify.users import ExpectedState
+from stream.verify.users import ExpectedState, without_end
 
 KNOWN, ANONYMOUS = "ada", next(n for n in map(str, range(99)) if partition_of(n) == 3)
 SETTINGS = Settings(partitions=PARTITIONS, max_history=6, max_taken=5, dedupe_ring=64)
@@ -122,6 +125,28 @@ class Log:
         ]
         for check in checks:
             assert check.holds, check.told
+        self.check_parity(expected)
+
+    def check_parity(self, expected: ExpectedState) -> None:
+        """The check of lists links the same events, and knows the same histories."""
+        found, settings = EventLog(), self.settings
+        plan = ParityPlan(
+            *("", "", "", 0, 0, DEFAULT_EVENT_TYPES, settings.max_history, settings.dedupe_ring),
+            *(settings.max_lateness_ms, settings.popularity_half_lives_ms),
+            *(settings.chain_half_life_ms, settings.neighbours),
+        )
+        fold = LogFold(plan, found, PARTITIONS)
+        for placed in self.in_order:
+            fold.take(placed)
+        fold.finish()
+        assert {(e.partition, e.offset): links(e.previous) for e in found.events} == {
+            place: delta.previous for place, delta in expected.deltas.items()
+        }
+        for known, owner in ((True, KNOWN), (False, ANONYMOUS)):
+            if ("default", "u" if known else "a", owner) in expected.users:
+                history = found.history(("default", known, owner), 10**9)
+                wanted = items(self.row(known=known))
+                assert [entry.item for entry in history[-settings.max_history :]] == wanted
 
 
 @dataclass(frozen=True)
@@ -130,6 +155,10 @@ class Sent:
     key: bytes
     value: bytes | None
     offset: int = 0
+
+
+def links(previous: tuple[str, ...]) -> tuple[int, ...]:
+    return without_end(tuple(item_hash(item) if item else 0 for item in previous))
 
 
 def items(row: UserRow) -> list[str]:
