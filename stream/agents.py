@@ -4,10 +4,10 @@
 2. read the users' rows; what was applied before is not folded again, but its user is touched;
 3. fold the rest;
 4. rank the users whose list is due, in a thread; what is postponed is put down in its row;
-5. send: first statistics deltas, lists, interests, decisions and dead letters, and wait until the
-   broker has acknowledged all of them; then the changelog rows, and wait again. A row that says
-   an event was applied must never exist without that event's deltas: it would be skipped as a
-   replay, and its deltas would be lost;
+5. send: first statistics deltas, lists, interests, decisions, dead letters and the next legs of
+   merges, and wait until the broker has acknowledged all of them; then the changelog rows, and wait
+   again. A row that says an event was applied must never exist without that event's deltas: it
+   would be skipped as a replay, and its deltas would be lost;
 6. write rows and changelog position to RocksDB in one batch a partition;
 7. return: the source is acked, and offsets are committed up to there.
 

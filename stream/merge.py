@@ -9,9 +9,8 @@
 
 A leg sends its records before its own row is written. So after a crash they are sent again, with
 the ids that they had: they follow from the record that the leg has folded and from its offset. A
-row folds each id once. A part
-whose user was deleted, has opted out or had the history erased after the merge was asked for is
-passed over.
+row folds each id once. A part whose user was deleted, has opted out or had the history erased after
+the merge was asked for is passed over.
 
 Whoever may write to user-events may send such records, too. They can do no more than the user's own
 events and control events could: columns are checked, times set back to that of the record, and an
