@@ -58,7 +58,11 @@ class Demo:
 
     def left_behind(self) -> list[str]:
         """Files, and processes that have the folder in their command or work in it."""
-        found = [str(path) for path in self.folder.iterdir()]
+        return [str(path) for path in self.folder.iterdir()] + self.processes_left()
+
+    def processes_left(self) -> list[str]:
+        """Commands of processes that have the folder in them, or work in it."""
+        found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,12 +14,15 @@ from types import FrameType
 #: A process that has not ended by then is killed.
 _STOP_PATIENCE_S = 10.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: prctl(2): which signal a process gets when its parent dies.
+_PR_SET_PDEATHSIG = 1
 
 
 class Child:
     """A process that can be started again; without our terminal and our settings.
 
     It has a session of its own: Ctrl-C reaches this process alone, which then ends it in order.
+    It ends, too, when this process is killed.
     Temporary files that it leaves lie beside its log.
     """
 
@@ -40,6 +44,7 @@ class Child:
                 env=environment,
                 cwd=self.log.parent,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     @property
@@ -70,6 +75,11 @@ class Child:
         if not self.log.exists():
             return ""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process, a child of a demonstration, when its parent is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -114,6 +114,17 @@ def test_a_closed_terminal_ends_it_without_a_trace(demo) -> None:
     assert one.left_behind() == []
 
 
+def test_killed_it_takes_its_processes_along(demo) -> None:
+    one = demo(*QUICK)
+    one.wait_for("Users act until")
+    assert len(one.processes_left()) >= 3
+
+    one.process.kill()
+    one.process.wait()
+
+    wait_until(lambda: not one.processes_left(), one.said, PATIENCE_S)
+
+
 def test_two_at_once_do_not_meet(demo) -> None:
     both = [demo(*QUICK), demo(*QUICK)]
     urls = {one.wait_for(r"http://127\.0\.0\.1:\d+/")[0] for one in both}
