@@ -63,6 +63,7 @@ class LiveParts(Service):  # type: ignore[misc]
                 self._take_deltas,
                 self.statistics.positions,
                 max_batch_bytes=settings.max_batch_bytes,
+                gathers=True,
             ),
             TopicReader(
                 settings.bootstrap,

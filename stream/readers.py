@@ -15,6 +15,10 @@ from export.decompress import MAX_BATCH_BYTES
 from stream.kafka.bounded import bound_fetches
 from stream.kafka.pacing import pace_empty_fetches
 
+#: A reader that gathers lets an answer wait at the broker for so many bytes, but no longer than so.
+GATHERED_BYTES = 64 * 1024
+GATHERING_MS = 200
+
 #: Takes records of any partitions, those of each in the order of their offsets.
 TakeRecords = Callable[[list[Any]], None]
 
@@ -25,6 +29,9 @@ class TopicReader(Service):  # type: ignore[misc]
     `caught_up` is set once everything is read that was there at the start. A broker that goes away
     is waited for. `take` runs on the event loop and must not block. A record batch that would
     become larger than `max_batch_bytes` is not opened: `bounded.refusal_in` tells what came for it.
+
+    One that `gathers` hands over many records at once, up to GATHERING_MS late, after it has caught
+    up: every answer costs the same, whether it holds one small record or hundreds.
     """
 
     def __init__(
@@ -35,6 +42,7 @@ class TopicReader(Service):  # type: ignore[misc]
         positions: dict[int, int] | None = None,
         max_records: int = 2000,
         max_batch_bytes: int = MAX_BATCH_BYTES,
+        gathers: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -45,6 +53,7 @@ class TopicReader(Service):  # type: ignore[misc]
         self._take = take
         self._max_records = max_records
         self._max_batch_bytes = max_batch_bytes
+        self._gathers = gathers
         self._consumer: Any = None
         self._behind: dict[int, int] = {}  # partition -> end at the start, until it is reached
 
@@ -59,6 +68,7 @@ class TopicReader(Service):  # type: ignore[misc]
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             isolation_level="read_committed",
+            fetch_max_wait_ms=GATHERING_MS,
         )
         bound_fetches(self._consumer, self._max_batch_bytes)
         await self._consumer.start()
@@ -76,7 +86,7 @@ class TopicReader(Service):  # type: ignore[misc]
             if ends[tp] > start:
                 self._behind[tp.partition] = ends[tp]
         if not self._behind:
-            self.caught_up.set()
+            self._is_caught_up()
 
     def read_anew(self) -> None:
         """Go back to the beginning: the topic was deleted and made anew."""
@@ -113,7 +123,12 @@ class TopicReader(Service):  # type: ignore[misc]
             if self.positions[partition] < end
         }
         if not self._behind:
-            self.caught_up.set()
+            self._is_caught_up()
+
+    def _is_caught_up(self) -> None:
+        self.caught_up.set()
+        if self._gathers:  # not before: what is missing of a start is less than that
+            self._consumer._fetcher._fetch_min_bytes = GATHERED_BYTES
 
 
 async def wait_caught_up(readers: list[TopicReader], timeout_s: float) -> None:

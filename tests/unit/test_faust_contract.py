@@ -123,6 +123,8 @@ def test_a_method_has_the_parameters_the_layer_relies_on(owner, name, parameters
         (Fetcher.fetched_records, "type(res_or_error) is FetchResult"),
         (Fetcher.fetched_records, "res_or_error.getall(max_records)"),
         (Fetcher._proc_fetch_request, "self._records[tp] = FetchResult("),
+        # readers
+        (Fetcher._get_actions_per_node, "self._fetch_min_bytes"),
     ],
 )
 def test_a_method_still_goes_through_what_the_layer_overrides(owner, word):
