@@ -13,6 +13,7 @@ of the log.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import tempfile
@@ -183,6 +184,8 @@ def bench_soak(release: Release, plan: SoakPlan, tell: Callable[[str], None]) ->
     items = [*release.items[: plan.items]]
     items += [f"new-{number}" for number in range(plan.items - len(items))]
     kept = _Kept()
+    # sender and reader try again while a broker is away, and would log every try
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     with stopped_by_signals(), ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="driftline-soak-")))
         scene, steady = _started(release, plan, libs, home, stack)

@@ -78,9 +78,9 @@ def _sent_as(number: int, user: str, item: str, rng: random.Random) -> list[Reco
 
 
 def number_of(value: bytes | None) -> int | None:
-    """The number of the event that a record of `records` is, refused ones too."""
-    head, _, rest = (value or b"").partition(b'"event-')
-    return int(rest[:9]) if head else None
+    """The number of the event that a record of `records` is, refused ones too; None: another's."""
+    _, found, rest = (value or b"").partition(b'"event-')
+    return int(rest[:9]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
