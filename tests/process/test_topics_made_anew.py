@@ -48,6 +48,11 @@ def send(engine: Engine, first: int, count: int) -> None:
     )
 
 
+def user_rows(engine: Engine) -> int:
+    """Rows of users on the changelog; those of the fence come with every start."""
+    return sum(not record.key.startswith(b"\x00") for record in engine.read(CHANGELOG))
+
+
 def started_and_done(engine: Engine) -> Worker:
     """A worker that has folded a hundred events, sent the lists and saved the statistics."""
     worker = engine.worker().start()
@@ -88,13 +93,13 @@ def test_events_of_another_topic_end_the_worker_and_after_the_way_out_all_is_exa
     send(engine, 100, 300)  # longer than the former one: no offset tells
 
     assert worker.wait_for_end(NOTICED_S) == FOREIGN_EXIT_CODE
-    rows = engine.written()
+    rows = user_rows(engine)
     assert worker.start().wait_for_end() == FOREIGN_EXIT_CODE
     assert "user-events is another topic" in worker.log()
     fresh = engine.worker("fresh").start()  # knows of the former topic from the changelog alone
     assert fresh.wait_for_end() == FOREIGN_EXIT_CODE
     assert "delete the changelog and item-statistics" in fresh.log()
-    assert engine.written() == rows
+    assert user_rows(engine) == rows
 
     make_anew(engine, CHANGELOG)
     assert worker.start().wait_for_end() == FOREIGN_EXIT_CODE, "old deltas would hide new ones"
@@ -130,7 +135,7 @@ def test_a_changelog_made_anew_under_a_worker_is_not_taken_for_the_whole_state(
 
     assert worker.wait_for_end(NOTICED_S) == FOREIGN_EXIT_CODE
     assert "the changelog was deleted and made anew while workers wrote" in worker.log()
-    assert engine.written(), "rows of the running worker are on the new topic"
+    assert user_rows(engine), "rows of the running worker are on the new topic"
     fresh = engine.worker("fresh").start()
     assert fresh.wait_for_end() == FOREIGN_EXIT_CODE
     make_anew(engine, CHANGELOG)

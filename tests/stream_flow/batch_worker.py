@@ -22,7 +22,7 @@ from mode import Worker
 
 from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.fencing import LoopGuard
-from stream.kafka.table import RowTable, source_row
+from stream.kafka.table import FENCE_KEY, RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
 from stream.kafka.wiring import (
     BrokerLimits,
@@ -111,7 +111,8 @@ def tell_of_restoring(plan: Plan, table: RowTable) -> None:
     restore = table.restore
 
     def restore_and_tell(partition: int, records: Sequence[ConsumerRecord]) -> None:
-        plan.tell("restored", p=partition, rows=len(records), last=records[-1].offset)
+        rows = sum(record.key != FENCE_KEY for record in records)  # one of these is the taker's own
+        plan.tell("restored", p=partition, rows=rows, last=records[-1].offset)
         restore(partition, records)
 
     table.restore = restore_and_tell
