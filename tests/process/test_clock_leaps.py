@@ -117,7 +117,7 @@ def test_events_under_a_producers_wrong_clock_are_folded_as_their_records_say_or
 
 
 def test_only_what_is_written_down_reads_the_wall_clock() -> None:
-    """`generated_at` and the timestamps of what is sent: in two modules of the worker."""
+    """`generated_at` and the timestamps of what is sent: in three modules of the worker."""
     root = Path(__file__).parents[2]
     modules = [
         *root.glob("stream/*.py"),
@@ -126,7 +126,7 @@ def test_only_what_is_written_down_reads_the_wall_clock() -> None:
     ]
     readers = {path.name for path in modules if reads_wall_clock(path)}
 
-    assert readers == {"agents.py", "shared_outputs.py"}
+    assert readers == {"agents.py", "shared_outputs.py", "wiring.py"}
 
 
 def reads_wall_clock(path: Path) -> bool:
