@@ -27,8 +27,9 @@ from stream.outbox import Outbox, SendRecords, Sent
 #: A row: key and value; None deletes.
 Row = tuple[bytes, bytes | None]
 
-#: Rows that wait to be written are so large at most; to write them then takes some milliseconds.
-_WAITING_BYTES = 2 * 1024**2
+#: Rows that wait to be written are so large at most; to write them then takes some tens of
+#: milliseconds.
+_WAITING_BYTES = 16 * 1024**2
 
 #: Turns of the event loop that aiokafka's sender needs until a request is on its way.
 _HAND_OVER_TURNS = 4
