@@ -22,6 +22,8 @@ _CHAIN_ONE = 60
 #: The higher row of a pair's key.
 _ROW_BITS = 0xFFFFFFFF
 
+_NOTHING_KEPT: tuple[int, Rows] = (-1, np.zeros(0, dtype=np.int64))
+
 
 class Transitions:
     """Weights between items that were taken one after another, lasting and decaying.
@@ -70,19 +72,32 @@ class Transitions:
 
     def neighbours(self, row: int) -> tuple[Rows, NDArray[np.float64]]:
         """([n] rows, [2, n] lasting and decaying weights) of all that is linked with an item."""
-        runs = []
-        run = int(self._newest_run[row]) if row < len(self._newest_run) else -1
-        while run >= 0:
-            begin, end, run = self._runs[run].tolist()
-            runs.append(self._links[begin:end])
-        if not runs:
+        at = self._slots_of(row)
+        if not len(at):
             return np.zeros(0, dtype=np.int64), np.zeros((2, 0))
-        at = np.concatenate(runs)
         lasting = self._lasting[at].sum(axis=1)
         decaying = self._decaying[at] @ self._scales()
         keys = self._keys[at]
         others = (keys >> 32) + (keys & _ROW_BITS) - row
         return others, np.stack([lasting.astype(np.float64), decaying])
+
+    def _slots_of(self, row: int) -> Rows:
+        """The slots of all pairs of a row.
+
+        They are kept together: a popular item has as many runs as there were batches, and would
+        take longer to read with each of them.
+        """
+        newest = int(self._newest_run[row]) if row < len(self._newest_run) else -1
+        kept_until, kept = self._kept_together.get(row, _NOTHING_KEPT)
+        if newest == kept_until:
+            return kept
+        runs, run = [], newest
+        while run != kept_until:
+            begin, end, run = self._runs[run].tolist()
+            runs.append(self._links[begin:end])
+        slots = np.concatenate([*runs, kept])
+        self._kept_together[row] = newest, slots
+        return slots
 
     def columns(self) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
         """All that is held: [P] from << 32 | to, [P, CHAIN_EPOCHS] lasting, the same decaying."""
@@ -121,6 +136,8 @@ class Transitions:
         self._runs = np.zeros((1024, 3), dtype=np.int64)  # begin, end in `_links`, run before or -1
         self._run_count = 0
         self._newest_run = np.full(1024, -1, dtype=np.int64)  # of each row
+        # row -> newest of its runs that are in the slots beside it, which are those of all before
+        self._kept_together: dict[int, tuple[int, Rows]] = {}
 
     def _slots(self, keys: Rows) -> Rows:
         """[P] the slots of distinct keys in ascending order, new ones where they have none yet."""
