@@ -28,6 +28,7 @@ from dataclasses import dataclass
 
 from stream import metrics
 from stream.events import encode
+from stream.folded_batch import FoldedBatch, Slice, TouchedUser
 from stream.guards import Guards
 from stream.lists import RefreshContext, list_key
 from stream.live import LiveParts
@@ -39,7 +40,7 @@ from stream.refresh_control import RefreshControl
 from stream.rekeyed import Misrouted, copies_row, send_on
 from stream.releases import ReleaseSwap
 from stream.settings import Settings
-from stream.state import FoldedBatch, Folder, Slice, TouchedUser
+from stream.state import Folder
 from stream.statistics import encode_deltas
 from stream.storing import BatchEnd, Rows, Steps, Storing
 from stream.topics import state_changelog

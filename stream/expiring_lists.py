@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import islice
 
+from stream.folded_batch import TouchedUser
 from stream.history import OPTED_OUT, UserRow
 from stream.settings import Settings
-from stream.state import TouchedUser
 
 #: Rows of a partition after a key (None: from the first one), in key order.
 RowsAfter = Callable[[int, bytes | None], Iterator[tuple[bytes, bytes]]]

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from export.items import Rows
 from stream.catalogue import CatalogueColumns
 from stream.events import InterestNext, InterestNow, Interests, Trend, encode
+from stream.folded_batch import TouchedUser
 from stream.list_texts import ListTexts
 from stream.requests import Histories
-from stream.state import TouchedUser
 
 #: Events after which an event counts half in *now*.
 HALF_LIFE_EVENTS = 8

@@ -26,11 +26,11 @@ from stream.events import (
     Trigger,
     encode,
 )
+from stream.folded_batch import TouchedUser
 from stream.ranker import Ranker
 from stream.requests import LiveTensors
 from stream.row_codec import CODEC_VERSION
 from stream.settings import Settings
-from stream.state import TouchedUser
 
 #: Items of a list that its decision names as candidates.
 MAX_CANDIDATES = 100

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stream import metrics
 from stream.control import hidden_rows
 from stream.events import encode
+from stream.folded_batch import TouchedUser
 from stream.interests import UserInterests, user_interests
 from stream.list_texts import ListTexts, candidates_text, items_text, score_texts
 from stream.lists import (
@@ -36,7 +37,6 @@ from stream.ranker import RankedLists
 from stream.reasons import ReasonTexts, reasons_of
 from stream.requests import NO_TENSORS, UserColumns, build_columns
 from stream.settings import Settings
-from stream.state import TouchedUser
 
 #: Whether a list, as hashes of its items, is worth sending to a user.
 IsWorthSending = Callable[[TouchedUser, NDArray[np.uint64]], bool]

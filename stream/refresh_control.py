@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from stream import metrics
 from stream.expiring_lists import ExpiringLists, RowsAfter
+from stream.folded_batch import FoldedBatch, ReadRows, Slice, TouchedUser
 from stream.history import MAX_SERVED, UserRow
 from stream.row_codec import is_postponed
 from stream.settings import Settings
-from stream.state import FoldedBatch, ReadRows, Slice, TouchedUser
 from stream.waiting_lists import Waiting, WaitingLists
 
 #: Postponed lists that are ranked in one go: about where ONNX Runtime's rate is highest, and few

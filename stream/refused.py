@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from stream import metrics
 from stream.dead_letters import DeadLetter
+from stream.folded_batch import FoldedBatch, ReadRows, Slice
 from stream.kafka.bounded import refusal_in
-from stream.state import FoldedBatch, Folder, ReadRows, Slice
+from stream.state import Folder
 
 
 class RefusingFolder(Folder):

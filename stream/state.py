@@ -7,19 +7,16 @@ time. So the state after an offset depends on the log alone, not on where batche
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 from msgspec import UNSET
 
 from export.statistics import CHAIN_DEPTH
+from stream.accepting import Acceptor, misrouted
 from stream.control import asks_for_list, takes_interests_away, takes_list_away
-from stream.dead_letters import DeadLetter
-from stream.decoding import CONTROL, Decoded, EventDecoder, Kind, Record, kinds_of
-from stream.deltas import DeltaBuilder, PartitionDeltas
+from stream.decoding import Kind
+from stream.deltas import DeltaBuilder
 from stream.event_columns import (
     AcceptedEvents,
     EventColumns,
@@ -29,134 +26,23 @@ from stream.event_columns import (
     nan_if_unset,
     session_hash,
 )
-from stream.events import DEFAULT_SCENARIO, WISHES, MergePart, UserEvent, Wish
+from stream.events import DEFAULT_SCENARIO, MergePart, UserEvent, Wish
+from stream.folded_batch import FoldedBatch, ReadRows, Slice, TouchedUser
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import (
     HistoryEvent,
     RowLimits,
     UserRow,
     id_hash,
-    key_beginning,
-    split_row_key,
 )
-from stream.merge import OwnRecord, Turn, fold_wish, is_overtaken_by
+from stream.merge import Turn, fold_wish, is_overtaken_by
 from stream.partitioner import partitions_of
-from stream.rekeyed import Misrouted, Originals, copies_key, folded_up_to
+from stream.rekeyed import Originals, copies_key, folded_up_to
 from stream.row_codec import EVENT_BYTES, HASH_BYTES, RING_ENTRY_BYTES
 from stream.settings import Settings
 
 _FOR_EVER_MS = 2**63
 NO_OFFSETS: AbstractSet[int] = frozenset()
-
-
-class TopicPartition(Protocol):
-    """Where a slice lies."""
-
-    @property
-    def partition(self) -> int:
-        """The partition's number."""
-        ...
-
-
-class Slice(Protocol):
-    """Consecutive records of one partition, in the order of their offsets."""
-
-    @property
-    def tp(self) -> TopicPartition:
-        """The slice's topic and partition."""
-        ...
-
-    @property
-    def records(self) -> Sequence[Record]:
-        """The records, keys and values as raw bytes."""
-        ...
-
-    @property
-    def behind(self) -> int:
-        """Records of the partition that came after these before they were read."""
-        ...
-
-
-#: Reads stored rows: partition and keys in, a row's bytes or None for each key out.
-ReadRows = Callable[[int, list[bytes]], list[bytes | None]]
-
-
-@dataclass(slots=True)
-class TouchedUser:
-    """A user with at least one event in the batch."""
-
-    key: bytes
-    owner: str
-    is_known: bool
-    tenant: str
-    partition: int
-    row: UserRow
-    is_changed: bool = False
-    is_due: bool = False
-    reason: Literal["visit", "event", "backfill", "ttl"] = "event"
-    trigger_id: str = ""
-    trigger_offset: int = -1
-    request_ms: int = 0
-    coalesced: int = 0
-    is_forgotten: bool = False  # in this batch: earlier lists that wait are to answer nothing more
-
-    @classmethod
-    def of_row(cls, key: bytes, partition: int, row: UserRow) -> TouchedUser:
-        """A user whose row says that a list is postponed; which event asked for it is not known."""
-        tenant, is_known, owner = split_row_key(key)
-        return cls(
-            key, owner, is_known, tenant, partition, row, reason="backfill", request_ms=row.list_ms
-        )
-
-    def answers_also(self, earlier: TouchedUser) -> None:
-        """Take over what an earlier list, which was never made, was to answer."""
-        if self.is_forgotten:
-            return
-        self.request_ms = max(self.request_ms, earlier.request_ms)
-        self.coalesced += earlier.coalesced
-        if earlier.reason == "visit" and self.reason != "visit":
-            self.reason = "visit"
-            self.trigger_id, self.trigger_offset = earlier.trigger_id, earlier.trigger_offset
-
-    def becomes_due(self, event_id: str, offset: int, time_ms: int, is_visit: bool) -> None:
-        """Take note of an event that asks for a list; the trigger is a visit, else the newest."""
-        self.is_due = True
-        self.coalesced += 1
-        self.request_ms = max(self.request_ms, time_ms)
-        if is_visit or self.reason != "visit":
-            self.reason = "visit" if is_visit else "event"
-            self.trigger_id, self.trigger_offset = event_id, offset
-
-    def is_no_longer_due(self) -> None:
-        """What asked for a list up to now is forgotten."""
-        self.is_due, self.is_forgotten = False, True
-        self.reason, self.trigger_id, self.trigger_offset = "event", "", -1
-        self.request_ms = self.coalesced = 0
-
-
-@dataclass(slots=True)
-class FoldedBatch:
-    """Everything a batch changes."""
-
-    users: dict[bytes, TouchedUser] = field(default_factory=dict)
-    deltas: dict[int, PartitionDeltas] = field(default_factory=dict)
-    dead_letters: list[DeadLetter] = field(default_factory=list)
-    misrouted: list[Misrouted] = field(default_factory=list)
-    own_records: list[OwnRecord] = field(default_factory=list)
-    no_list: list[TouchedUser] = field(default_factory=list)  # the former one is taken away
-    no_interests: list[TouchedUser] = field(default_factory=list)
-    first_offsets: dict[int, int] = field(default_factory=dict)  # of each partition
-    last_offsets: dict[int, int] = field(default_factory=dict)
-    #: Partition -> offsets of copies there that came before.
-    repetitions: dict[int, set[int]] = field(default_factory=dict)
-    #: Partition -> partition of originals -> offset up to which their copies are folded.
-    copies: dict[int, dict[int, int]] = field(default_factory=dict)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def count(self, outcome: str, events: int) -> None:
-        """So many events ended like this."""
-        if events:
-            self.counts[outcome] += events
 
 
 class Folder:
@@ -177,10 +63,7 @@ class Folder:
         guards: Guards = ALL_GUARDS,
         seq_floor: Callable[[int], int] = lambda _: 0,
     ) -> None:
-        self._kinds = kinds_of(settings)
-        self._counting = {name: kind for name, kind in self._kinds.items() if kind.counts}
-        self._decoder = EventDecoder(settings, self._kinds)
-        self._topic = topic
+        self._acceptor = Acceptor(settings, topic)
         self._partitions = partitions
         self._fingerprint = fingerprint
         self._hashes_of = hashes_of
@@ -205,7 +88,7 @@ class Folder:
         accepted: dict[int, AcceptedEvents] = {}
         for piece in slices:  # 1. decode and validate
             partition = piece.tp.partition
-            self._accept(piece, accepted.setdefault(partition, AcceptedEvents()), batch)
+            self._acceptor.accept(piece, accepted.setdefault(partition, AcceptedEvents()), batch)
             batch.first_offsets.setdefault(partition, piece.records[0].offset)
             batch.last_offsets[partition] = piece.records[-1].offset
         for partition, events in accepted.items():
@@ -215,65 +98,6 @@ class Folder:
                 self._tell_copies(partition, events, rows, read_rows, batch)
                 self._fold_users(columns, partition, rows, batch)  # 3. fold
         return batch
-
-    def _accept(self, piece: Slice, accepted: AcceptedEvents, batch: FoldedBatch) -> None:
-        """Put in the events of a slice, after putting down why there are none of some records."""
-        decoded = self._decoder.decode_all(piece.records)
-        for record, reason in decoded.refused:
-            batch.dead_letters.append(self._letter(reason, piece.tp.partition, record))
-        records, events = decoded.records, decoded.events
-        kinds = self._kinds_of(events)
-        owners = [
-            (event.anonymous_id if event.user_id is UNSET else event.user_id).encode()  # type: ignore[union-attr]
-            for event in events  # one without either is refused
-        ]
-        if None in kinds or owners != [record.key for record in records]:
-            left = self._leave_out(decoded, owners, kinds, piece.tp.partition, batch)
-            records, events = left.records, left.events
-            kinds = self._kinds_of(events)
-        accepted.records += records
-        accepted.events += events
-        accepted.kinds += kinds  # type: ignore[arg-type]  # all have one now
-        accepted.offsets += [record.offset for record in records]
-        accepted.times_ms += [
-            event.event_time if event.event_time < record.timestamp else record.timestamp
-            for event, record in zip(events, records, strict=True)
-        ]
-        accepted.row_keys += [
-            key_beginning(event.tenant, event.user_id is not UNSET) + (record.key or b"")
-            for event, record in zip(events, records, strict=True)
-        ]
-
-    def _kinds_of(self, events: list[UserEvent | Wish]) -> list[Kind | None]:
-        """What each event does; None: nothing."""
-        get = self._counting.get
-        return [CONTROL if isinstance(event, WISHES) else get(event.type) for event in events]
-
-    def _leave_out(
-        self,
-        decoded: Decoded,
-        owners: list[bytes],
-        kinds: list[Kind | None],
-        partition: int,
-        batch: FoldedBatch,
-    ) -> Decoded:
-        """The events that count here; of the others is put down what they are."""
-        left = Decoded()
-        for record, event, owner, kind in zip(
-            decoded.records, decoded.events, owners, kinds, strict=True
-        ):
-            if record.key != owner:
-                batch.misrouted.append(_misrouted(owner, record, partition))
-            elif kind is None:
-                name = event.type  # type: ignore[union-attr]  # wishes have a kind
-                batch.count("ignored" if name in self._kinds else "unknown_type", 1)
-            else:
-                left.records.append(record)
-                left.events.append(event)
-        return left
-
-    def _letter(self, reason: str, partition: int, record: Record) -> DeadLetter:
-        return DeadLetter(reason, self._topic, partition, record.offset, record.key, record.value)
 
     def _read(
         self, partition: int, columns: EventColumns, read_rows: ReadRows
@@ -339,7 +163,7 @@ class Folder:
             row = rows[key]
             if row is None:  # on this partition nothing of the user may be folded
                 batch.misrouted += [
-                    _misrouted(record.key or b"", record, partition)
+                    misrouted(record.key or b"", record, partition)
                     for record in columns.all.records[span.begin : span.end]
                 ]
                 continue
@@ -526,10 +350,6 @@ def _touched(
     """The user of these events, as before them."""
     first = events.events[span.begin]
     return TouchedUser(key, _owner(first), first.user_id is not UNSET, first.tenant, partition, row)
-
-
-def _misrouted(owner: bytes, record: Record, partition: int) -> Misrouted:
-    return Misrouted(owner, record.value or b"", partition, record.offset)
 
 
 def _is_home(event: UserEvent | Wish) -> bool:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 
+from stream.folded_batch import TouchedUser
 from stream.history import UserRow
-from stream.state import TouchedUser
 
 #: Lists known in memory, about 50 MB; of more, the oldest are found again on disk.
 MAX_POSTPONED = 100_000

@@ -31,6 +31,7 @@ from export.runtime import ort
 from export.statistics import CHAIN_DEPTH, DAY_MS, Deltas
 from stream.bench.workload import by_rank, user_id
 from stream.events import Item, encode
+from stream.folded_batch import TouchedUser
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64
 from stream.live import LiveParts
 from stream.outbox import Outbox
@@ -38,7 +39,6 @@ from stream.ranker import TIE_MARGIN, ModelRanker, open_session
 from stream.ranking import Ranking
 from stream.requests import LiveTensors, RankRequests
 from stream.settings import Settings
-from stream.state import TouchedUser
 
 BATCH_SIZES = (1, 16, 64)
 #: Calls of single users are timed for so many at most: their mean settles early.

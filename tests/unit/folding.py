@@ -10,11 +10,12 @@ from typing import Any
 from kafka.partitioner import murmur2
 
 from export.items import item_hashes
+from stream.folded_batch import FoldedBatch
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import UserRow, row_key, source_fingerprint
 from stream.rekeyed import copies_row
 from stream.settings import Settings
-from stream.state import FoldedBatch, Folder
+from stream.state import Folder
 
 PARTITIONS = 4
 FINGERPRINT = source_fingerprint("topic-id", PARTITIONS)

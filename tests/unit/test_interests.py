@@ -15,6 +15,7 @@ from msgspec.json import decode
 from export.items import ItemIndex
 from stream.catalogue import Catalogue
 from stream.events import InterestNext, InterestNow, Item, encode
+from stream.folded_batch import TouchedUser
 from stream.history import UserRow
 from stream.interests import (
     FALLING,
@@ -28,7 +29,6 @@ from stream.interests import (
 from stream.list_texts import ListTexts
 from stream.requests import Histories
 from stream.schemas import schema
-from stream.state import TouchedUser
 
 CATEGORIES = {
     "jazz-1": ["jazz"],

@@ -25,6 +25,7 @@ from stream.events import (
     Recommendation,
     encode,
 )
+from stream.folded_batch import TouchedUser
 from stream.history import HistoryEvent, RowLimits, UserRow, hash32, hash64
 from stream.list_texts import (
     SOURCES,
@@ -48,7 +49,6 @@ from stream.ranker import StatisticsRanker
 from stream.requests import LiveTensors
 from stream.schemas import schema
 from stream.settings import Settings
-from stream.state import TouchedUser
 
 NOW_MS = 1_700_000_000_000
 ITEMS = [f"item-{number}" for number in range(150)]

@@ -11,10 +11,10 @@ from folding import FINGERPRINT, NOW_MS, RecordSlice, Store, Tp, partition_of, r
 
 from export.items import item_hash
 from stream import waiting_lists
+from stream.folded_batch import FoldedBatch, TouchedUser
 from stream.history import OPTED_OUT, UserRow
 from stream.refresh_control import CATCH_UP_USERS, RefreshControl
 from stream.settings import Settings
-from stream.state import FoldedBatch, TouchedUser
 
 START_MS = NOW_MS - 10_000
 #: Users of one partition.
