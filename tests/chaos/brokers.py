@@ -220,7 +220,7 @@ class RealKafka:
         self._connections: dict[str, AIOKafkaConnection] = {}
         self._joins: dict[str, asyncio.Task[int]] = {}
         self._producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
-        self._coordinator = KafkaCoordinator(lambda: self._producer.client)
+        self._epochs = KafkaCoordinator(lambda: self._producer.client)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap, auto_offset_reset="none", enable_auto_commit=False
         )
@@ -282,10 +282,10 @@ class RealKafka:
         return await asyncio.wait_for(sent, PATIENCE_S)
 
     async def next_epoch(self, name: str) -> tuple[int, int]:
-        return await self._coordinator.next_epoch(self._prefix + name)
+        return await self._epochs.next_epoch(self._prefix + name)
 
     async def producers_of(self, topic: str, partition: int) -> dict[int, int]:
-        return await self._coordinator.producers_of(TP(self._prefix + topic, partition))
+        return await self._epochs.producers_of(TP(self._prefix + topic, partition))
 
     async def ends(self, topic: str) -> list[int]:
         found = await self._consumer.end_offsets(self._of(topic))
