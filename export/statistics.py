@@ -244,7 +244,9 @@ class ItemStatistics:
         limit = self.settings.neighbours
         if len(to) > limit:
             ties = self.index.hashes[to]
-            kept = np.union1d(*(_largest(kind, ties, limit) for kind in weights))
+            kept = np.zeros(len(to), dtype=bool)
+            for kind in weights:
+                kept[_largest(kind, ties, limit)] = True
             to, shares = to[kept], np.ascontiguousarray(shares[:, kept])
         self._cut[row] = to, shares
         return to, shares
