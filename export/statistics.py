@@ -236,18 +236,19 @@ class ItemStatistics:
         if cut is not None:
             return cut
         to, weights = self.transitions.neighbours(row)
-        by_hash = np.argsort(self.index.hashes[to])
-        to, weights = to[by_hash], np.ascontiguousarray(weights[:, by_hash])
-        shares = (weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)).astype(
-            np.float32
-        )
+        hashes = self.index.hashes.take(to)
+        by_hash = np.argsort(hashes)
+        to, weights = to.take(by_hash), weights.take(by_hash, axis=1)
+        totals = np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
         limit = self.settings.neighbours
         if len(to) > limit:
-            ties = self.index.hashes[to]
-            kept = np.zeros(len(to), dtype=bool)
+            ties = hashes.take(by_hash)
+            is_kept = np.zeros(len(to), dtype=bool)
             for kind in weights:
-                kept[_largest(kind, ties, limit)] = True
-            to, shares = to[kept], np.ascontiguousarray(shares[:, kept])
+                is_kept[_largest(kind, ties, limit)] = True
+            kept = is_kept.nonzero()[0]
+            to, weights = to.take(kept), weights.take(kept, axis=1)
+        shares = (weights / totals).astype(np.float32)
         self._cut[row] = to, shares
         return to, shares
 

@@ -75,11 +75,12 @@ class Transitions:
         at = self._slots_of(row)
         if not len(at):
             return np.zeros(0, dtype=np.int64), np.zeros((2, 0))
-        lasting = self._lasting[at].sum(axis=1)
-        decaying = self._decaying[at] @ self._scales()
-        keys = self._keys[at]
+        weights = np.empty((2, len(at)))
+        weights[0] = sum(self._lasting.take(at, axis=0).T)  # far faster than over rows of two
+        np.matmul(self._decaying.take(at, axis=0), self._scales(), out=weights[1])
+        keys = self._keys.take(at)
         others = (keys >> 32) + (keys & _ROW_BITS) - row
-        return others, np.stack([lasting.astype(np.float64), decaying])
+        return others, weights
 
     def _slots_of(self, row: int) -> Rows:
         """The slots of all pairs of a row.
