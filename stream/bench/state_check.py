@@ -20,7 +20,7 @@ from stream.bench.raw_loop import count_in
 from stream.bench.topics import read_topic
 from stream.bench.workload import user_id
 from stream.history import UserRow, row_key
-from stream.kafka.table import OFFSET_KEY, POSTPONED_KEY, SOURCE_KEY
+from stream.kafka.table import FENCE_KEY, OFFSET_KEY, POSTPONED_KEY, SOURCE_KEY
 from stream.settings import Settings
 from stream.statistics import DeltaRecord
 from stream.topics import state_changelog
@@ -61,6 +61,8 @@ async def read_changelog(settings: Settings) -> Changelog:
     async for record in read_topic(settings, state_changelog(settings)):
         log.records += 1
         log.bytes += len(record.key) + len(record.value or b"")
+        if record.key == FENCE_KEY:  # no disk keeps it
+            continue
         if record.value is None:
             log.rows.pop(record.key, None)
             continue
