@@ -50,9 +50,7 @@ class CatalogueColumns:
         """[..., W] numbers of the categories of rows of any shape, padded with NO_CATEGORY; none
         where the catalogue did not hold the item."""
         known = rows < len(self.category_numbers)
-        if known.all():
-            return self.category_numbers[rows]
-        found = self.category_numbers[np.where(known, rows, 0)]
+        found = self.category_numbers.take(rows, axis=0, mode="clip")
         found[~known] = NO_CATEGORY
         return found
 

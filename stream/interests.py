@@ -121,7 +121,7 @@ class _Spread:
         found = catalogue.categories_of(rows)  # [N, W]
         has = found >= 0
         self._users, self._at_user = users, at_user
-        self._counts = has.sum(axis=1)
+        self._counts = np.add.reduce(has.T, axis=0, dtype=np.int64)
         self._entry = has.nonzero()[0]  # [E] which item each of its categories is of
         self._categories, places = _by_name(found[has], catalogue.labels)
         self._pairs = at_user[self._entry] * len(self._categories) + places  # [E]

@@ -125,8 +125,8 @@ class Ranking:
         """Put in what was ranked for a micro-batch; returns whose list is sent."""
         index, texts = self._live.index, self._texts
         lists = ranked.ordered(index.hashes, self._settings.list_length)
-        hashes = index.hashes[lists.rows]  # [B, k]
-        lengths = np.count_nonzero(lists.scores > 0, axis=1)
+        hashes = index.hashes.take(lists.rows)  # [B, k]
+        lengths = (lists.scores > 0).sum(axis=1)
         requests_ms = [user.request_ms for user in users]
         reasons = reasons_of(columns, lists, requests_ms, context.catalogue)
         interests = user_interests(

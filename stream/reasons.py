@@ -114,8 +114,8 @@ def reasons_of(
 ) -> ListReasons:
     """The reasons of the lists that the requests of these users were ranked into."""
     sources = lists.parts.argmax(axis=0)  # [B, k]
-    weights = _link_weights(columns.origins, lists.rows)  # [B, k, D]
-    linked = (sources != _TREND) & weights.any(axis=2)
+    weights = _link_weights(columns.origins, lists.rows)  # [D, B, k]
+    linked = (sources != _TREND) & weights.any(axis=0)
     ages_ms = np.array(requests_ms, dtype=np.int64)[:, None] - catalogue.published_at(lists.rows)
     is_new = (ages_ms >= 0) & (ages_ms <= NEW_ITEM_MS)
     kinds = np.where(is_new, _NEW, np.where(sources == _TREND, _POPULAR, _INTEREST))
@@ -123,7 +123,9 @@ def reasons_of(
     if of_interest.any():
         kinds[of_interest] += 1 + _shared(columns.requests, lists.rows, catalogue)[of_interest]
     numbers = kinds * len(SOURCES) + sources
-    numbers[linked] = -1 - (_strongest_places(weights[linked]) * len(SOURCES) + sources[linked])
+    at = linked.ravel().nonzero()[0]
+    places = _strongest_places(weights.reshape(len(weights), -1).take(at, axis=1))
+    numbers.ravel()[at] = -1 - (places * len(SOURCES) + sources.ravel().take(at))
     return ListReasons(numbers, columns.origins.recent_rows)
 
 
@@ -146,30 +148,33 @@ def _shared(requests: RankRequests, listed: Rows, catalogue: CatalogueColumns) -
 
 
 def _link_weights(origins: ChainOrigins, listed: Rows) -> NDArray[np.float64]:
-    """[B, k, D] chain weight that each recent item gave to each listed one."""
+    """[D, B, k] chain weight that each recent item gave to each listed one."""
     users, k = listed.shape
     depth = origins.counts.shape[1]
     size = int(max(listed.max(), origins.rows.max(initial=0))) + 1
     place_of = np.zeros(users * size, dtype=np.int16)  # place + 1 in the list, 0: not listed
     first = np.arange(users) * size
     place_of[first[:, None] + listed] = np.arange(1, k + 1, dtype=np.int16)
-    places = place_of[first.repeat(origins.counts.sum(axis=1)) + origins.rows]  # [E]
+    counts = origins.counts.ravel()
+    at = first.repeat(depth).repeat(counts)
+    at += origins.rows
+    places = place_of.take(at)  # [E]
     found = places.nonzero()[0]
     # [B, D] where the weights of each user and recent item begin
-    begins = np.arange(users)[:, None] * (k * depth) + origins.first_places
-    where = begins.ravel().repeat(origins.counts.ravel())[found] + (places[found] - 1) * depth
-    weights = np.zeros(users * k * depth)
-    np.add.at(weights, where, origins.shares[found].astype(np.float64))
-    return weights.reshape(users, k, depth)
+    begins = origins.first_places * (users * k) + np.arange(users)[:, None] * k
+    where = begins.ravel().repeat(counts).take(found) + (places.take(found) - 1)
+    weights = np.zeros(depth * users * k)
+    np.add.at(weights, where, origins.shares.take(found).astype(np.float64))
+    return weights.reshape(depth, users, k)
 
 
 def _strongest_places(weights: NDArray[np.float64]) -> NDArray[np.int64]:
     """[N] the places + 1 of the recent items to name as digits to the base D + 1.
 
-    For [N, D] weights, not all zero. The lowest digit is the strongest; of equal weights the newer
+    For [D, N] weights, not all zero. The lowest digit is the strongest; of equal weights the newer
     item comes first.
     """
-    left = weights.T.copy()  # [D, N]
+    left = weights.copy()
     depth, count = left.shape
     each = np.arange(count)
     half = left.sum(axis=0) / 2
