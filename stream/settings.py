@@ -19,6 +19,7 @@ from export.statistics import DAY_MS
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
+ListsPerSecond = Annotated[float, Meta(ge=0, le=1000)]
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -59,9 +60,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     seen_items: Literal["filter", "allow"] = "filter"  # whether items already taken are left out
     refresh_debounce_ms: Count = 0  # an event's list waits until the last one is so old
     refresh_min_change: Annotated[float, Meta(ge=0, le=1)] = 0.0  # share of an event's list
-    refresh_expiring: Annotated[float, Meta(ge=0, le=1000)] = (
-        0.0  # expired lists made anew a second
-    )
+    refresh_expiring: ListsPerSecond = 0.0  # expired lists made anew a second, at most; 0: none
     refresh_active_ms: Positive = 7 * DAY_MS  # of users whose last event is younger than this
     postpone_after_ms: Positive = 1000  # lists wait while more work than this waits
     decisions: bool = True  # whether full records go to `decisions`
