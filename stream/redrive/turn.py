@@ -19,12 +19,12 @@ from kafka.structs import OffsetAndMetadata
 from export.errors import DriftlineError
 from stream.settings import Settings
 
-#: The least that a broker takes by default.
-_SESSION_MS = 6_000
-_HEARTBEAT_MS = 1_500
+#: A crowded machine may keep a process from its heartbeats for some seconds.
+_SESSION_MS = 10_000
+_HEARTBEAT_MS = 2_500
 #: Between two looks whether the turn is still ours; sending a few hundred records takes less.
 _MAX_SILENCE_MS = 600_000
-_JOIN_PATIENCE_S = 15.0
+_JOIN_PATIENCE_S = 30.0
 _BOOTSTRAP_TIMEOUT_MS = 5000
 
 

@@ -22,7 +22,7 @@ from stream.history import HistoryEvent, RowLimits, UserRow, id_hash, row_key
 
 @pytest.mark.broker
 def test_all_contestants_end_with_the_right_state_and_leave_no_topic(kafka: Broker) -> None:
-    arguments = ["--events", "3000", "--users", "300", "--batches", "256", "--rounds", "1"]
+    arguments = ["--events", "3000", "--users", "300", "--batches", "32", "--rounds", "1"]
 
     done = CliRunner().invoke(
         main, ["bench", "state", "--bootstrap", kafka.bootstrap, *arguments, "--json"]

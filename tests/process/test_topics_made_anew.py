@@ -158,6 +158,7 @@ def test_statistics_and_lists_go_on_where_their_topics_are_made_anew_under_a_wor
         "the worker notices",
     )
     late = engine.worker("late").start()  # has the snapshot, and the new topic
+    wait_until(late.data_dir.exists, late.log, 60)
     send(engine, 400, 30)
     engine.wait_until_all_is_done()
     engine.wait_for_snapshot()

@@ -18,6 +18,8 @@ from kafka.errors import KafkaError
 pytestmark = pytest.mark.broker
 
 SESSION_S = 6.0
+#: A session that outlasts a restart on a crowded machine.
+RESTART_S = 30.0
 #: What the machine may take beyond the session; `driftline bench failover` measures how long it is.
 SLACK_S = 8.0
 
@@ -37,7 +39,7 @@ def worker(scene: Scene, tmp_path: Path) -> Iterator[Worker]:
     made: list[WorkerProcess] = []
 
     def make(name: str, **wishes: object) -> WorkerProcess:
-        made.append(WorkerProcess(scene, tmp_path, name, session_s=SESSION_S, **wishes))
+        made.append(WorkerProcess(scene, tmp_path, name, **{"session_s": SESSION_S, **wishes}))
         return made[-1]
 
     yield make
@@ -97,7 +99,7 @@ def two_workers(scene: Scene, worker: Worker, **wishes: object) -> list[WorkerPr
 def test_a_rolling_restart_moves_partitions_only_where_workers_have_no_instance(
     scene: Scene, worker: Worker, is_static: bool
 ) -> None:
-    both = two_workers(scene, worker, instance=is_static)
+    both = two_workers(scene, worker, instance=is_static, session_s=RESTART_S)
     had = {process: process.told("ready")[-1] for process in both}
     starts = {process: len(process.told("ready")) for process in both}
     watch = GroupWatch(scene)
