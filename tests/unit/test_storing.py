@@ -11,9 +11,10 @@ import pytest
 from faust.types import TP
 
 from stream import storing
-from stream.kafka.batches import RecordBatch
+from stream.kafka.batches import BatchOptions, RecordBatch
+from stream.kafka.stream import LOOK_S
 from stream.outbox import Outbox
-from stream.simulate.faust_parts import SimulatedStream, WorkerApp
+from stream.simulate.faust_parts import SimulatedConsumer, SimulatedStream, WorkerApp
 from stream.storing import BatchEnd, Steps, Storing
 
 ROWS_LOG = "rows-changelog"
@@ -188,12 +189,13 @@ class Consumer:
     def __init__(self) -> None:
         self.acked: list[int] = []
         self.in_work: list[int] = []
+        self.may_deliver = True
 
     def slice_taken(self) -> None:
         return
 
     def is_delivering(self) -> bool:
-        return True
+        return self.may_deliver
 
     def work_started(self, batches: list[RecordBatch]) -> None:
         self.in_work = [batch.first_offset for batch in batches]
@@ -247,3 +249,46 @@ def test_lists_under_way_are_acked_when_they_are_done_or_when_there_is_no_next_o
         ([0, 1, 2, 3], []),
     ]
     assert work.finished == 1
+
+
+def test_no_other_work_is_done_while_rows_are_restored():
+    async def act() -> list[list[RecordBatch]]:
+        app = WorkerApp(None, SimpleNamespace(changelog_topic_name="x"), "events")  # type: ignore[arg-type]
+        app.consumer = consumer = Consumer()  # type: ignore[assignment]
+        app.consumer_generation_id = 7
+        app.flow_control.resume()
+        consumer.may_deliver = False
+        yielded: list[list[RecordBatch]] = []
+
+        async def body() -> None:
+            async for batches in SimulatedStream(app).record_batches(1, 0.0, lambda: 0.0):
+                yielded.append(batches)
+                assert consumer.may_deliver
+                return
+
+        async with asyncio.timeout(20):
+            running = asyncio.create_task(body())
+            await asyncio.sleep(2 * LOOK_S)  # it looks for work again and again meanwhile
+            consumer.may_deliver = True
+            await running
+        return yielded
+
+    assert asyncio.run(act()) == [[]]
+
+
+async def test_a_worker_without_partitions_keeps_back_what_it_gets_until_it_is_resumed():
+    app = WorkerApp(None, SimpleNamespace(changelog_topic_name="x"), "events")  # type: ignore[arg-type]
+    client = SimpleNamespace(assignment=set)
+
+    async def nothing(_: set[TP]) -> None:
+        return
+
+    options = BatchOptions(frozenset({"events"}), end_within_s=None)
+    consumer = SimulatedConsumer(app, options, client, nothing, nothing)  # type: ignore[arg-type]
+    consumer._is_sought = True
+    consumer.resume_flow()
+    assert consumer.is_delivering()
+
+    await consumer.on_partitions_revoked(set())
+
+    assert not consumer.is_delivering()
