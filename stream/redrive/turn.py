@@ -19,9 +19,9 @@ from kafka.structs import OffsetAndMetadata
 from export.errors import DriftlineError
 from stream.settings import Settings
 
-#: A crowded machine may keep a process from its heartbeats for some seconds.
-_SESSION_MS = 10_000
-_HEARTBEAT_MS = 2_500
+#: The least that a broker takes by default.
+_SESSION_MS = 6_000
+_HEARTBEAT_MS = 1_500
 #: Between two looks whether the turn is still ours; sending a few hundred records takes less.
 _MAX_SILENCE_MS = 600_000
 _JOIN_PATIENCE_S = 30.0
@@ -64,7 +64,8 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.subscribe([self._topic], listener=self)
             # right after its making a topic may be unknown: the group decides again when it is not
             self._wait_for_turn()
-            self.check()
+            if not self._has_it:
+                raise self._not_our_turn()
         except BaseException:
             self._consumer.close(autocommit=False)
             raise
@@ -80,17 +81,10 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         than its session hears so here. A turn once lost does not come back, as another process may
         have sent in between.
         """
-        try:
-            self._consumer.commit({TopicPartition(self._topic, 0): OffsetAndMetadata(0, "", -1)})
-        except (CommitFailedError, RebalanceInProgressError):
-            self._is_lost = True
+        self._is_lost |= not self._is_member()
         self._consumer.poll(timeout_ms=0)
         if self._is_lost or not self._has_it:
-            raise NotOurTurnError(
-                f"wanted to be the only one that redrives, but the group {self._group} has another "
-                "member, or this process stood still for too long: start again when no other "
-                "redrives; what was sent is put down"
-            )
+            raise self._not_our_turn()
 
     def on_partitions_revoked(self, revoked: Any) -> None:
         """The group decides anew: whoever had the turn has it no longer."""
@@ -103,9 +97,31 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer.pause(*assigned)
 
     def _wait_for_turn(self) -> None:
+        """Until the broker confirms that it is our turn.
+
+        One that is lost meanwhile may come back: nothing was read or sent in it.
+        """
         deadline = time.monotonic() + _JOIN_PATIENCE_S
-        while not (self._has_it or self._is_lost) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
             self._consumer.poll(timeout_ms=100)
+            self._is_lost = False
+            if self._has_it and self._is_member() and not self._is_lost:
+                return
+
+    def _is_member(self) -> bool:
+        """Whether the broker says that this process is in the group's newest generation."""
+        try:
+            self._consumer.commit({TopicPartition(self._topic, 0): OffsetAndMetadata(0, "", -1)})
+        except (CommitFailedError, RebalanceInProgressError):
+            return False
+        return True
+
+    def _not_our_turn(self) -> NotOurTurnError:
+        return NotOurTurnError(
+            f"wanted to be the only one that redrives, but the group {self._group} has another "
+            "member, or this process stood still for too long: start again when no other "
+            "redrives; what was sent is put down"
+        )
 
     def _wait_for_empty_group(self) -> None:
         admin = KafkaAdminClient(

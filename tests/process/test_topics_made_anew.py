@@ -151,12 +151,12 @@ def test_statistics_and_lists_go_on_where_their_topics_are_made_anew_under_a_wor
     worker = started_and_done(engine)
 
     make_anew(engine, "item-statistics", "recommendations")
-    send(engine, 100, 300)  # deltas of these have offsets that the former topic had too
-    engine.wait_until_all_is_done()
     wait_until(
         lambda: f"{engine.topic('item-statistics')} was deleted and made anew" in worker.log(),
         "the worker notices",
     )
+    send(engine, 100, 300)  # deltas of these have offsets that the former topic had too
+    engine.wait_until_all_is_done()
     late = engine.worker("late").start()  # has the snapshot, and the new topic
     wait_until(late.data_dir.exists, late.log, 60)
     send(engine, 400, 30)

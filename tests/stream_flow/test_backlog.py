@@ -13,8 +13,8 @@ import pytest
 from engine import Engine, event, wait_until
 from kafka_cluster import Broker
 
-USERS = 2000
-EVENTS = 6_000
+USERS = 8_000
+EVENTS = 24_000
 
 
 @pytest.fixture
