@@ -63,8 +63,7 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             self._consumer.subscribe([self._topic], listener=self)
             # right after its making a topic may be unknown: the group decides again when it is not
-            self._wait_for_turn()
-            if not self._has_it:
+            if not self._wait_for_turn():
                 raise self._not_our_turn()
         except BaseException:
             self._consumer.close(autocommit=False)
@@ -96,8 +95,8 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         self._has_it = bool(assigned)
         self._consumer.pause(*assigned)
 
-    def _wait_for_turn(self) -> None:
-        """Until the broker confirms that it is our turn.
+    def _wait_for_turn(self) -> bool:
+        """Whether the broker confirms, in time, that it is our turn.
 
         One that is lost meanwhile may come back: nothing was read or sent in it.
         """
@@ -106,7 +105,8 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
             self._consumer.poll(timeout_ms=100)
             self._is_lost = False
             if self._has_it and self._is_member() and not self._is_lost:
-                return
+                return True
+        return False
 
     def _is_member(self) -> bool:
         """Whether the broker says that this process is in the group's newest generation."""
