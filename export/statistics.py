@@ -10,7 +10,7 @@ before and is dropped, so a retried batch never counts twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -231,26 +231,53 @@ class ItemStatistics:
 
         Neither which of equals are cut nor a rounded sum depends on the order of arrival.
         """
+        return self.strongest_of([row])[0]
+
+    def strongest_of(self, rows: Sequence[int]) -> list[tuple[Rows, NDArray[np.float32]]]:
+        """`strongest` of several items; those that changed since they were read last, at once."""
         self._count()
-        cut = self._cut.get(row)
-        if cut is not None:
-            return cut
-        to, weights = self.transitions.neighbours(row)
+        cut = self._cut
+        changed = [row for row in dict.fromkeys(rows) if row not in cut]
+        if changed:
+            self._cut_anew(changed)
+        return [cut[row] for row in rows]
+
+    def _cut_anew(self, rows: list[int]) -> None:
+        """Work out the strongest neighbours of distinct items."""
+        to, weights, counts = self._transitions.neighbours_of(rows)
         hashes = self.index.hashes.take(to)
-        by_hash = np.argsort(hashes)
-        to, weights = to.take(by_hash), weights.take(by_hash, axis=1)
-        totals = np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
-        limit = self.settings.neighbours
-        if len(to) > limit:
-            ties = hashes.take(by_hash)
-            is_kept = np.zeros(len(to), dtype=bool)
-            for kind in weights:
-                is_kept[_largest(kind, ties, limit)] = True
-            kept = is_kept.nonzero()[0]
-            to, weights = to.take(kept), weights.take(kept, axis=1)
+        order = _by_owner_and_hash(np.arange(len(rows)).repeat(counts), hashes)
+        to, weights, hashes = to.take(order), weights.take(order, axis=1), hashes.take(order)
+        ends = counts.cumsum()
+        linked = np.flatnonzero(counts)
+        totals = np.add.reduceat(weights, (ends - counts)[linked], axis=1) if len(to) else weights
+        totals = np.maximum(totals, 1e-30).repeat(counts[linked], axis=1)
         shares = (weights / totals).astype(np.float32)
-        self._cut[row] = to, shares
-        return to, shares
+        limit = self.settings.neighbours
+        begin = 0
+        for row, end in zip(rows, ends.tolist(), strict=True):
+            mine, my_shares = to[begin:end], shares[:, begin:end]
+            if end - begin > limit:
+                is_kept = np.zeros(end - begin, dtype=bool)
+                for kind in weights[:, begin:end]:
+                    is_kept[_largest(kind, hashes[begin:end], limit)] = True
+                kept = is_kept.nonzero()[0]
+                mine, my_shares = mine.take(kept), my_shares.take(kept, axis=1)
+            self._cut[row] = mine, my_shares
+            begin = end
+
+
+def _by_owner_and_hash(owners: Rows, hashes: NDArray[np.uint64]) -> Rows:
+    """[n] places in ascending order of owner, those of one owner in the order of their hashes."""
+    bits = int(owners.max(initial=0)).bit_length()
+    # both in one number, less the last bits of the hash: eight times as fast as by two columns
+    keys = (owners.astype(np.uint64) << np.uint64(64 - bits)) if bits else np.uint64(0)
+    keys = keys | (hashes >> np.uint64(bits))
+    order = np.argsort(keys)
+    keys = keys[order]
+    if (keys[1:] == keys[:-1]).any():
+        return np.lexsort((hashes, owners))
+    return order
 
 
 def _largest(values: NDArray[np.float64], ties: NDArray[np.uint64], count: int) -> Rows:

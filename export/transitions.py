@@ -6,6 +6,7 @@ pair and 200 bytes; here a batch's pairs are found, added and counted in a few a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -72,15 +73,20 @@ class Transitions:
 
     def neighbours(self, row: int) -> tuple[Rows, NDArray[np.float64]]:
         """([n] rows, [2, n] lasting and decaying weights) of all that is linked with an item."""
-        at = self._slots_of(row)
-        if not len(at):
-            return np.zeros(0, dtype=np.int64), np.zeros((2, 0))
+        others, weights, _ = self.neighbours_of([row])
+        return others, weights
+
+    def neighbours_of(self, rows: Sequence[int]) -> tuple[Rows, NDArray[np.float64], Rows]:
+        """`neighbours` of R items, one item's behind another's, and [R] how many each has."""
+        found = [self._slots_of(row) for row in rows]
+        counts = np.array([len(at) for at in found], dtype=np.int64)
+        at = np.concatenate(found)
+        owners = np.array(rows, dtype=np.int64).repeat(counts)
         weights = np.empty((2, len(at)))
         weights[0] = sum(self._lasting.take(at, axis=0).T)  # far faster than over rows of two
-        np.matmul(self._decaying.take(at, axis=0), self._scales(), out=weights[1])
+        weights[1] = sum(self._decaying.take(at, axis=0).T * self._scales()[:, None])
         keys = self._keys.take(at)
-        others = (keys >> 32) + (keys & _ROW_BITS) - row
-        return others, weights
+        return (keys >> 32) + (keys & _ROW_BITS) - owners, weights, counts
 
     def _slots_of(self, row: int) -> Rows:
         """The slots of all pairs of a row.

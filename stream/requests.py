@@ -209,8 +209,11 @@ def _chains(
     The statistics may know items that came after the V = `size` of the ranking: padding too.
     """
     users, depth = recent.shape
-    strongest = statistics.strongest
-    links = [strongest(row) if row >= 0 else _NO_LINKS for row in recent.ravel().tolist()]
+    links = [_NO_LINKS] * recent.size
+    places = np.flatnonzero(recent.ravel() >= 0).tolist()
+    asked = recent.ravel()[places].tolist()
+    for place, strongest in zip(places, statistics.strongest_of(asked), strict=True):
+        links[place] = strongest
     counts = np.array([len(rows) for rows, _ in links]).reshape(users, depth)
     lengths = counts.sum(axis=1)
     starts = lengths.cumsum() - lengths

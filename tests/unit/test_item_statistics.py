@@ -33,6 +33,7 @@ from export.statistics import (
     DecayedCounts,
     ItemStatistics,
     StatisticsSettings,
+    _by_owner_and_hash,
 )
 from export.transitions import CHAIN_EPOCHS, Transitions
 
@@ -258,6 +259,27 @@ def test_the_neighbours_that_are_read_are_the_strongest_of_each_kind_of_equals_b
         read, _ = statistics.chain([index.row(item)])
 
         assert {index.ids[row] for row in read.tolist()} == wanted
+
+
+@given(st.data())
+def test_neighbours_of_several_items_are_read_at_once_as_one_by_one(data):
+    events = data.draw(counted_events(max_size=60))
+    together, alone = statistics_of([events]), statistics_of([events])
+    rows = [together.index.row(item) for item in ITEMS]
+
+    found = together.strongest_of([*rows, rows[0]])
+
+    for row, (to, shares) in zip([*rows, rows[0]], found, strict=True):
+        wanted_to, wanted_shares = alone.strongest(row)
+        assert to.tolist() == wanted_to.tolist()
+        assert shares.tobytes() == wanted_shares.tobytes()
+
+
+def test_neighbours_stand_in_the_order_of_their_hashes_whatever_bits_tell_them_apart():
+    owners = np.array([0, 1, 1, 1, 2])
+    hashes = np.array([7, 2**63 + 5, 2**63 + 4, 2**63 + 6, 0], dtype=np.uint64)
+
+    assert _by_owner_and_hash(owners, hashes).tolist() == [0, 2, 1, 3, 4]
 
 
 def test_the_chain_of_a_user_reads_his_last_items_only_the_nearer_ones_more():
