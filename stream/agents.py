@@ -11,10 +11,9 @@
 6. write rows and changelog position to RocksDB in one batch a partition;
 7. return: the source is acked, and offsets are committed up to there.
 
-While a batch is in steps 5 and 6, the next one is taken through steps 1 to 4, on top of the rows
-that are under way. Where nothing but deltas goes out, its step 5 may begin meanwhile as well, and
-rows that the changelog has may be written with those of the next batches; `stream.storing` has the
-rules for that.
+While a batch of which nothing but deltas goes out waits in step 5, the next one is read and folded,
+on top of the rows that are under way, and rows that the changelog has may be written with those of
+the next batches; `stream.storing` has the rules for that.
 
 A crash anywhere leaves the source unacked. What is read again after it is either not in the rows,
 and folded, or in the rows, and then all of its results have been sent, or its list is postponed.
@@ -117,8 +116,8 @@ class BatchProcessor:
     async def take(self, slices: Sequence[Slice]) -> None:
         """Take a batch through steps 1 to 4, and begin step 5.
 
-        It is under way still when this returns, and may be the one before it as well. Whoever has
-        no next batch to take calls `finish`.
+        A batch of which nothing but deltas goes out may be under way still when this returns; with
+        every other one, all are done then. Whoever has no next batch to take calls `finish`.
         """
         begun = time.perf_counter()
         self._on_step("fold")
@@ -127,8 +126,8 @@ class BatchProcessor:
             await self.finish()
             self._refreshes.look_for_postponed()
         batch = self._folder.fold(slices, self._storing.get_many)  # 1. 2. 3.
-        if self._refreshes.seeks_expired():
-            await self.finish()  # it looks at rows on disk
+        if self._refreshes.may_list(batch):
+            await self.finish()  # lists are of all that came before
         newest_ms = self._live.statistics.statistics.newest_ms
         self._refreshes.select(batch, newest_ms, self._storing.get_many)
         folded = time.perf_counter()
@@ -155,7 +154,7 @@ class BatchProcessor:
         self._refreshes.done(batch, records, time.perf_counter() - begun)
 
     async def _send_and_write(self, end: BatchEnd) -> None:
-        """Begin step 5, when all before is done where more than deltas goes out."""
+        """Begin step 5, and do it and step 6 to their end where more than deltas goes out."""
         is_alone = not self._guards.ack_order or bool(
             end.results.topics() - {self._settings.topic("item-statistics")}
         )
@@ -166,7 +165,7 @@ class BatchProcessor:
             end.changes = {}
         await self._storing.begin(end)
         if is_alone:
-            self._storing.go_on_alone()
+            await self.finish()
 
     async def _rank(
         self, batch: FoldedBatch, outbox: Outbox

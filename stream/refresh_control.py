@@ -140,12 +140,17 @@ class RefreshControl:
                 for user in self._expiring.find(newest_ms, batch.users):
                     batch.users[user.key] = user
 
-    def seeks_expired(self) -> bool:
-        """Whether `select` looks for expired lists, which it reads from disk: only where this has
-        said yes."""
-        may_list = not self.backlog.is_postponing and self._can_list()
-        self._seeks_expired = may_list and self._expiring.idle_s() == 0.0
-        return self._seeks_expired
+    def may_list(self, batch: FoldedBatch) -> bool:
+        """Whether `select` may leave users of a batch to be ranked, or add some.
+
+        It seeks expired lists, which it reads from disk, only where this has said yes.
+        """
+        self._seeks_expired = False
+        if self.backlog.is_postponing or not self._can_list():
+            return False
+        self._seeks_expired = self._expiring.idle_s() == 0.0
+        is_any_due = any(user.is_due for user in batch.users.values())
+        return self._seeks_expired or len(self._waiting) > 0 or is_any_due
 
     def add_waiting(self, batch: FoldedBatch, newest_ms: int, read_rows: ReadRows) -> None:
         """Put up to CATCH_UP_USERS users into a batch whose list has waited, the newest first.

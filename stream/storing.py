@@ -1,8 +1,8 @@
 """Take what batches send and change through steps 5 and 6: the end of one while the next begins.
 
 Every wait for the broker is a round trip, and a batch needs two of them, one after the other. So
-the worker folds and ranks the next batch meanwhile, and may then send the rows of one batch
-together with the deltas of the next. What that may not change:
+the worker folds the next batch meanwhile, and then sends the rows of one batch together with the
+deltas of the next. What that may not change:
 
 - rows are sent when all of their batch's results are acknowledged, and written when they are
   acknowledged themselves;
@@ -92,7 +92,6 @@ class Storing:
         self._waiting: dict[int, dict[bytes, bytes | None]] = {}  # rows to write, by partition
         self._positions: dict[int, int] = {}  # changelog offsets that they stand at
         self._waiting_bytes = 0
-        self._finishing: asyncio.Task[None] | None = None
 
     @property
     def under_way(self) -> int:
@@ -115,32 +114,12 @@ class Storing:
 
     async def begin(self, end: BatchEnd) -> None:
         """Begin step 5 of a batch; those before it go on as far as one wait takes them."""
-        if self._finishing is not None:
-            await self.finish()
         await self._go_on(end)
         for _ in range(_HAND_OVER_TURNS):
             await asyncio.sleep(0)
 
-    def go_on_alone(self) -> None:
-        """Have all batches under way go on to the end of step 6, whatever is done meanwhile.
-
-        Who begins the next one, or wants to know, waits for that end: `finish`.
-        """
-        if self._finishing is None:
-            self._finishing = asyncio.create_task(self._to_the_end())
-
     async def finish(self) -> None:
-        """Take all batches under way to the end of step 6; raises what kept them from it."""
-        if self.under_way:
-            self.go_on_alone()
-        finishing = self._finishing
-        if finishing is None:
-            return
-        await asyncio.shield(finishing)
-        if self._finishing is finishing:
-            self._finishing = None
-
-    async def _to_the_end(self) -> None:
+        """Take all batches under way to the end of step 6."""
         while self.under_way:
             await self._go_on(None)
 

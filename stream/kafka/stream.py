@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from faust.streams import Stream
@@ -58,9 +58,9 @@ class BatchStream(Stream):  # type: ignore[misc]
         many seconds; None: there is none): it is under the same protection as a batch, and never
         comes while rows are being restored.
 
-        Guaranteed: a list is acked when `work` does not count it as under way any more, never
-        before the body asks for the next one. Where there is no next list at once, `work` is
-        finished while the next is waited for. If the body or `work` raises, lists that are not
+        Guaranteed: a list is acked when the body asks for the next one and `work` does not count it
+        as under way, never before. As long as one is, nothing is waited for: where there is no next
+        list at once, `work` is finished first. If the body or `work` raises, lists that are not
         acked stay so, and the worker ends; after its restart they are read again.
         Slices fetched before a rebalance are dropped: their partition's owner reads them again.
         """
@@ -72,11 +72,10 @@ class BatchStream(Stream):  # type: ignore[misc]
         yielded: deque[list[RecordBatch]] = deque()
         try:
             while not self.should_stop:
-                gathering = self._gather(max_records, within_s, self._patience_s(idle_s))
-                if work is None or not yielded or self._has_more():
-                    gathered = await gathering
-                else:
-                    gathered = await self._finish_meanwhile(work, yielded, gathering)
+                if work is not None and yielded and not self._has_more():
+                    await work.finish()
+                    self._ack(yielded, 0)
+                gathered = await self._gather(max_records, within_s, self._patience_s(idle_s))
                 batches = self._of_this_generation(gathered)
                 is_idle = not gathered and consumer.is_delivering() and idle_s() == 0
                 if not (batches or is_idle) or not self.app.flow_control.is_active():
@@ -93,25 +92,6 @@ class BatchStream(Stream):  # type: ignore[misc]
             if is_started_here:
                 await self.stop()
                 self.service_reset()
-
-    async def _finish_meanwhile(
-        self,
-        work: UnderWay,
-        yielded: deque[list[RecordBatch]],
-        gathering: Coroutine[None, None, list[RecordBatch]],
-    ) -> list[RecordBatch]:
-        """Gather the next list while `work` is finished, and ack what is done by then."""
-        gathered = asyncio.ensure_future(gathering)
-        finished = asyncio.ensure_future(work.finish())
-        try:
-            await asyncio.wait((gathered, finished), return_when=asyncio.FIRST_COMPLETED)
-            if finished.done():
-                await finished
-                self._ack(yielded, 0)
-            return await gathered
-        finally:
-            gathered.cancel()
-            finished.cancel()
 
     def _has_more(self) -> bool:
         """Whether another list can be had without waiting for it."""

@@ -26,6 +26,7 @@ from stream.kafka.fencing import LoopGuard
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import OFFSET_KEY, SOURCE_KEY, RowTable
 from stream.outbox import Outbox, Sent
+from stream.refresh_control import RefreshControl
 from stream.rekeyed import Originals
 from stream.simulate.store import SimulatedStore
 from stream.storing import BatchEnd, Storing
@@ -106,7 +107,10 @@ def _lists_overtake() -> list[Patch]:
     async def _send_and_write(self: BatchProcessor, end: BatchEnd) -> None:
         await self._storing.begin(end)
 
-    return [(BatchProcessor, "_send_and_write", _send_and_write)]
+    return [
+        (BatchProcessor, "_send_and_write", _send_and_write),
+        (RefreshControl, "may_list", lambda self, batch: False),
+    ]
 
 
 def _ack_first() -> list[Patch]:

@@ -91,7 +91,7 @@ class Worker:
         raise AssertionError("there is always something to do")
 
     def finish(self, batch: FoldedBatch, records: int, seconds: float) -> None:
-        self.control.seeks_expired()
+        self.control.may_list(batch)
         self.control.select(batch, START_MS + self.newest_ms, self.store.read)
         due = [user for user in batch.users.values() if user.is_due]
         self.last |= {user.owner: user for user in due}

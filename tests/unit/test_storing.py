@@ -149,38 +149,6 @@ def test_rows_wait_until_there_are_many_bytes_of_them_or_no_next_batch_and_the_n
     assert topics.disk == {b"ada": b"row-3"}
 
 
-def test_a_batch_goes_on_alone_to_its_end_and_the_next_one_waits_for_it():
-    async def act(topics: Topics) -> None:
-        await topics.storing.begin(topics.end(1))
-        topics.storing.go_on_alone()
-        topics.acknowledge("deltas")
-        await turns()
-        assert topics.log[-1] == ("sent", ROWS_LOG, "row-1"), "nobody asked for it"
-        second = asyncio.create_task(topics.storing.begin(topics.end(2)))
-        await turns()
-        assert topics.log[-1] == ("sent", ROWS_LOG, "row-1")
-        topics.acknowledge(ROWS_LOG)
-        await second
-
-    assert run(act).log[-3:] == [
-        ("wrote", "row-1", "0"),
-        ("done", "1"),
-        ("sent", "deltas", "delta-2"),
-    ]
-
-
-def test_what_keeps_a_batch_from_its_end_is_raised_to_who_begins_the_next_one():
-    async def act(topics: Topics) -> None:
-        await topics.storing.begin(topics.end(1))
-        topics.storing.go_on_alone()
-        topics.waiting[0][1].set_exception(ConnectionError("refused"))
-        await turns()
-        with pytest.raises(ConnectionError):
-            await topics.storing.begin(topics.end(2))
-
-    assert run(act).log == [("sent", "deltas", "delta-1")]
-
-
 def test_who_reads_rows_sees_those_of_batches_under_way_the_newest_of_each():
     async def act(topics: Topics) -> None:
         topics.disk = {b"ada": b"old", b"bob": b"old", b"eve": b"old"}
@@ -281,47 +249,6 @@ def test_lists_under_way_are_acked_when_they_are_done_or_when_there_is_no_next_o
         ([0, 1, 2, 3], []),
     ]
     assert work.finished == 1
-
-
-async def test_a_list_under_way_is_acked_while_the_next_is_waited_for_and_keeps_none_waiting():
-    app = WorkerApp(None, SimpleNamespace(changelog_topic_name="x"), "events")  # type: ignore[arg-type]
-    app.consumer, app.consumer_generation_id = consumer, _ = Consumer(), 7  # type: ignore[assignment]
-    app.flow_control.resume()
-    may_finish = asyncio.Event()
-    finished = asyncio.Event()
-
-    class SlowWork(Work):
-        async def finish(self) -> None:
-            await may_finish.wait()
-            self.under_way = 0
-            finished.set()
-
-    def arrive(offset: int) -> None:
-        record = SimpleNamespace(offset=offset, key=None, value=b"")
-        app.queue.force_put_nowait(RecordBatch(TP("events", 0), [record], 7))
-
-    work = SlowWork()
-    lists = SimulatedStream(app).record_batches(1, 0.0, lambda: None, work)
-    async with asyncio.timeout(20):
-        arrive(0)
-        await anext(lists)
-        work.under_way = 1
-        waiting = asyncio.create_task(anext(lists))
-        await turns()
-        arrive(1)
-        assert [batch.first_offset for batch in await waiting] == [1], "before the first is done"
-        assert consumer.acked == []
-        work.under_way = 2
-        waiting = asyncio.create_task(anext(lists))
-        await turns()
-        may_finish.set()
-        await finished.wait()
-        await turns()
-        assert consumer.acked == [0, 1], "though nothing has arrived"
-        assert not waiting.done()
-        arrive(2)
-        await waiting
-        await lists.aclose()
 
 
 def test_no_other_work_is_done_while_rows_are_restored():
