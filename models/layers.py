@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import dropout, silu
 
 #: How much larger an item's vector is read in a history than it is stored: the tables start small.
 _INPUT_SCALE = 8.0
@@ -77,33 +77,29 @@ class Block(nn.Module):
         self.feed_gate = nn.Linear(width, width)
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, valid: Tensor, at: Tensor | None = None) -> Tensor:
-        """[B, T, D] tokens, [B, T] valid -> [B, T, D].
+    def forward(self, x: Tensor, bias: Tensor, at: Tensor | None = None) -> Tensor:
+        """[B * T, D] tokens -> [B * T, D].
 
-        With `at` [B] only the token of that place is computed -> [B, 1, D]: the same values, less
-        work, for the last block.
+        `bias` [B, 1, 1, T] is added to how much each token is attended to. With `at` [B], one
+        token of every user, only those are computed -> [B, D]: the same values, less work, for the
+        last block. Tokens have one axis, as a layer's bias is then no node of its own in ONNX.
         """
-        D = x.shape[2]
+        B, T, D = bias.shape[0], bias.shape[3], x.shape[1]
         normed = self.attention_norm(x)
-        key, value = (self._split(t) for t in self.key_value(normed).chunk(2, dim=-1))
+        key, value = self._heads(self.key_value(normed), B, T, 2).chunk(2, dim=1)
         if at is not None:
-            place = at[:, None, None].expand(-1, 1, D)
-            x, normed = x.gather(1, place), normed.gather(1, place)  # [B, T, D] -> [B, 1, D]
-        attended = scaled_dot_product_attention(
-            self._split(self.query(normed)),
-            key,
-            value,
-            attn_mask=valid[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # [B, H, T or 1, D / H]
-        attended = attended.transpose(1, 2).flatten(2)  # [B, T or 1, D]
+            x, normed = x.index_select(0, at), normed.index_select(0, at)  # [B * T, D] -> [B, D]
+        query = self._heads(self.query(normed), B, T if at is None else 1, 1)
+        logits = (query @ key.transpose(2, 3)) * (D // self.heads) ** -0.5 + bias
+        weights = dropout(torch.softmax(logits, dim=-1), self.dropout, self.training)
+        attended = (weights @ value).transpose(1, 2).reshape(-1, D)  # [B, H, T or 1, D / H] -> x's
         x = x + self.drop(self.attention_out(attended)) * torch.sigmoid(self.attention_gate(x))
         linear, gated = self.feed_in(self.feed_norm(x)).chunk(2, dim=-1)
         fed = self.feed_out(self.drop(silu(linear) * gated))
         out: Tensor = x + self.drop(fed) * torch.sigmoid(self.feed_gate(x))
         return out
 
-    def _split(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, H, T, D / H]"""
-        B, T, _ = x.shape
-        return x.reshape(B, T, self.heads, -1).transpose(1, 2)
+    def _heads(self, x: Tensor, B: int, T: int, parts: int) -> Tensor:
+        """[B * T, parts x D] -> [B, parts x H, T, D / H]"""
+        H = parts * self.heads
+        return x.reshape(B, T, H, x.shape[1] // H).transpose(1, 2)

@@ -22,6 +22,8 @@ from models.layers import Block, Gate, ItemTower
 EXPERTS = 5
 #: What an item has in the mix at least: the logarithm of a share stays finite.
 _LEAST_SHARE = 1e-9
+#: What the shares of a user for whom nothing may be listed are divided by.
+_LEAST_SUM = 1e-30
 _FORBIDDEN = -1e9
 
 
@@ -47,7 +49,7 @@ class LiveInputs(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """Ranked lists, best first; an item that may not be listed has a score of -1."""
+    """Ranked lists, best first; an item that may not be listed has a score of 0."""
 
     rows: Tensor  # [B, k]
     scores: Tensor  # [B, k]
@@ -117,27 +119,27 @@ class DriftlineModel(PreTrainedModel):  # type: ignore[misc]
 
     def residual(self, live: LiveInputs) -> Tensor:
         """[B, V] what the transformer adds to the logits; 0 for a user without a history."""
-        user = self.encode(live)  # [B, D]
-        residual: Tensor = self.scale * linear(user, live.item_output)
+        residual: Tensor = linear(self.scale * self.encode(live), live.item_output)
         return residual
 
     def encode(self, live: LiveInputs) -> Tensor:
         """[B, D] what the user is after now; zeros for a user without a history."""
-        T = live.history_rows.shape[1]
+        B, T = live.history_rows.shape
+        D = self.config.width
         x: Tensor = embedding(live.history_rows, live.item_input)  # [B, T] -> [B, T, D]
         x = x + self.ages(live.history_age_buckets) + self.event_types(live.history_types)
-        x = self.embedding_drop(x)
-        place = torch.arange(T, device=x.device)[None]
+        x = self.embedding_drop(x).reshape(-1, D)  # [B * T, D]
         # The first place always counts: attention over nothing is not a number.
-        valid = place < live.history_length[:, None].clamp(min=1)  # [B, T]
+        length = live.history_length.clamp(min=1)
+        valid = torch.arange(T, device=x.device) < length[:, None]  # [B, T]
+        bias = torch.where(valid, 0.0, _FORBIDDEN)[:, None, None]  # [B, 1, 1, T]
         for block in self.blocks[:-1]:
-            x = block(x, valid)
-        last: Tensor = self.blocks[-1](
-            x, valid, (live.history_length - 1).clamp(min=0)
-        )  # [B, 1, D]
-        share = valid.to(x.dtype) / valid.sum(1, keepdim=True)  # [B, T]
-        pooled: Tensor = (self.norm(x) * share[:, :, None]).sum(1)  # [B, T, D] -> [B, D]
-        user: Tensor = self.norm(last[:, 0]) + pooled
+            x = block(x, bias)
+        newest = torch.arange(B, device=x.device) * T + length - 1  # [B]
+        last: Tensor = self.blocks[-1](x, bias, newest)  # [B, D]
+        share = valid.to(x.dtype) / length[:, None]  # [B, T]
+        pooled = share[:, None] @ self.norm(x).reshape(B, T, D)  # [B, 1, D]
+        user: Tensor = self.norm(last) + pooled[:, 0]
         user = user * (1 + self.modulation(live.gate_features))
         user = user * (live.history_length > 0).to(user.dtype)[:, None]
         return user
@@ -156,25 +158,52 @@ class DriftlineModel(PreTrainedModel):  # type: ignore[misc]
         with m the model's share, pop the first half-life's shares and chain the lasting ones. The
         live part is not scaled up for what may not be listed.
         """
-        allowed = self.allowed(live)
-        popularity, chain, model = self.score_parts(live, allowed)
-        total = popularity + chain + model  # [B, V]
-        scores, rows = torch.topk(total.masked_fill(~allowed, -1.0), k, dim=1)
-        parts = torch.stack(
-            [part.expand_as(total).gather(1, rows) for part in (popularity, chain, model)]
-        )  # [3, B, k]
+        popularity, counted, model = self.score_parts(live)
+        scores, rows = torch.topk(counted + model, k, dim=1)
+        by_popularity = _at(popularity, rows)
+        chain = counted.gather(1, rows) - by_popularity
+        parts = torch.stack([by_popularity, chain, model.gather(1, rows)])  # [3, B, k]
         return Lists(rows, scores, parts)
 
-    def score_parts(self, live: LiveInputs, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[V] or [B, V] each: what popularity, chain and model give to the final scores."""
+    def score_parts(self, live: LiveInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """What the final scores are made of, with `known` as [V].
+
+        [V] by popularity, [B, V] by popularity and chain, [B, V] by the model. An item that may not
+        be listed has 0 in the last two. The softmax is that of `forward` without its logarithm:
+        softmax(log(mix) + residual) is mix x softmax(residual), made to sum to one. Every pass over
+        [B, V] counts here, so masks are put where they are small: on [V], [B, K] and [B, S].
+        """
+        known = live.known
         live_share = 1.0 - self.model_share
         share = self.config.popularity_share
-        popularity = live_share * share * live.popularity[0]
-        chain_shares = live_share * (1.0 - share) * live.chain_weights[0]
-        chain = torch.zeros_like(allowed, dtype=chain_shares.dtype)
-        chain = chain.scatter_add(1, live.chain_rows, chain_shares)
-        model = self.model_share * torch.softmax(self(live), dim=-1)
-        return popularity, chain, model
+        count = known.sum().clamp(min=1.0)
+        weights: Tensor = self.gate(live.gate_features)  # [B, EXPERTS]
+        popular, lasting, decaying, uniform = torch.split(weights, [2, 1, 1, 1], dim=1)
+        # the uniform part gives each item 1 / count: so much more of it is _LEAST_SHARE each
+        dense = torch.cat([popular, uniform + _LEAST_SHARE * count], dim=1)  # [B, 3]
+        table = torch.cat([live.popularity, (known / count)[None]]) * known  # [3, V]
+        chain = live.chain_weights * _at(known, live.chain_rows)  # [2, B, K]
+
+        popularity = (live_share * share) * table[0]
+        counted = popularity.expand(weights.shape[0], -1)
+        counted = counted.scatter_add(1, live.chain_rows, (live_share * (1.0 - share)) * chain[0])
+        mix = dense @ table
+        mix = mix.scatter_add(1, live.chain_rows, lasting * chain[0] + decaying * chain[1])
+        model = torch.softmax(self.residual(live), dim=-1) * _without(mix, live.seen_rows)
+        model = model * (self.model_share / model.sum(1, keepdim=True).clamp(min=_LEAST_SUM))
+        return popularity, _without(counted, live.seen_rows), model
+
+
+def _at(values: Tensor, rows: Tensor) -> Tensor:
+    """[V], [B, N] -> [B, N]"""
+    return embedding(rows, values[:, None]).squeeze(2)
+
+
+def _without(x: Tensor, seen_rows: Tensor) -> Tensor:
+    """[B, V] `x` with 0 in the rows [B, S] of each line; rows of V are none."""
+    V = x.shape[1]
+    kept = (seen_rows >= V).to(x.dtype)
+    return x.scatter_reduce(1, seen_rows.clamp(max=V - 1), kept, "prod")
 
 
 class RankGraph(nn.Module):

@@ -147,11 +147,8 @@ class LoadedRelease:
     @torch.no_grad()
     def scores(self, moment: Moment) -> NDArray[np.float64]:
         """[V] the final scores; 0 where an item may not be listed."""
-        live = self._inputs(moment)
-        allowed = self._model.allowed(live)
-        parts = self._model.score_parts(live, allowed)
-        total: torch.Tensor = parts[0] + parts[1] + parts[2]  # [V] + [1, V] + [1, V]
-        scores: NDArray[np.float64] = torch.where(allowed, total, 0.0)[0].double().numpy()
+        _, counted, learned = self._model.score_parts(self._inputs(moment))  # [1, V] each
+        scores: NDArray[np.float64] = (counted + learned)[0].double().numpy()
         return scores
 
     def _inputs(self, moment: Moment) -> LiveInputs:

@@ -48,6 +48,7 @@ class RankedLists:
             rows[others] = np.take_along_axis(rows[others], order, axis=1)
             scores[others] = np.take_along_axis(scores[others], order, axis=1)
             parts[:, others] = np.take_along_axis(parts[:, others], order[None], axis=2)
+        # graphs of older releases give -1 to what may not be listed
         return RankedLists(rows[:, :k], np.maximum(scores[:, :k], 0.0), parts[:, :, :k])
 
 

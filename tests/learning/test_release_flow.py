@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import msgspec
@@ -134,7 +135,7 @@ def test_the_graph_gives_what_the_model_gives_for_any_sizes(
     np.put_along_axis(forbidden, inputs["seen_rows"], True, axis=1)
     forbidden[:, :V] |= inputs["known"] == 0
     listed = np.take_along_axis(forbidden, got["rows"], axis=1)
-    assert (got["scores"][listed] <= 0).all()
+    assert (got["scores"][listed] == 0).all()
     assert (np.diff(got["scores"], axis=1) <= 0).all()
     np.testing.assert_allclose(
         got["parts"].sum(axis=0)[~listed], got["scores"][~listed], rtol=1e-4, atol=1e-7
@@ -170,6 +171,52 @@ def random_inputs(
         "item_output": rng.standard_normal((V, d)).astype(np.float32),
         "k": np.array([rng.integers(1, V + 1)]),
     }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    V=st.integers(1, 60),
+    known_share=st.sampled_from([0.0, 0.2, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_scores_are_live_shares_mixed_with_the_softmax_of_the_logits(
+    trained: Trained, V: int, known_share: float, seed: int
+) -> None:
+    model = deepcopy(trained.model).eval()
+    model.model_share.fill_(0.6)
+    inputs = random_inputs(3, 5, V, 20, V, model.config.width, seed)
+    inputs["known"] = (np.random.default_rng(seed).random(V) < known_share).astype(np.float32)
+    live = LiveInputs(*(torch.from_numpy(inputs[name]) for name in LiveInputs._fields))
+
+    with torch.no_grad():
+        learned = torch.softmax(model(live), dim=-1)
+        lists = model.rank(live, V)
+
+    chain = torch.zeros(3, V).scatter_add(1, live.chain_rows, live.chain_weights[0])
+    counted = 0.7 * live.popularity[0] + 0.3 * chain
+    wanted = torch.where(model.allowed(live), 0.4 * counted + 0.6 * learned, 0.0)
+    scores = torch.zeros(3, V).scatter(1, lists.rows, lists.scores)
+    torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_where_nothing_may_be_listed_every_score_is_zero(
+    published: Published, trained: Trained
+) -> None:
+    inputs = random_inputs(2, 4, 50, 6, 50, trained.model.config.width, seed=7)
+    inputs["known"][:] = 1
+    inputs["seen_rows"][0] = np.arange(50)  # the first user has seen everything
+    inputs["seen_rows"][1] = 50
+    inputs["item_output"] *= 1e4  # logits that a plain exponential would overflow at
+    nothing_known = inputs | {"known": np.zeros(50, dtype=np.float32)}
+    session = sessions_of(published)
+
+    some, nothing = run_graph(session, inputs), run_graph(session, nothing_known)
+
+    assert (some["scores"][0] == 0).all()
+    assert (some["scores"][1] > 0).any()
+    assert (nothing["scores"] == 0).all()
+    for outputs in (some, nothing):
+        assert np.isfinite(outputs["scores"]).all() and np.isfinite(outputs["parts"]).all()
 
 
 def test_padding_does_not_change_a_list(published: Published, trained: Trained) -> None:
