@@ -90,11 +90,13 @@ class ItemIndex:
 
     def hashes_of(self, item_ids: Sequence[str]) -> list[int]:
         """The hash of each of these items; those that were never met get rows."""
-        known = self._hash_of_id
-        new = [item_id for item_id in item_ids if item_id not in known]
-        for item_id in new:
-            self.row(item_id)
-        return [known[item_id] for item_id in item_ids]
+        known = self._hash_of_id.__getitem__
+        try:
+            return list(map(known, item_ids))
+        except KeyError:
+            for item_id in item_ids:
+                self.row(item_id)
+        return list(map(known, item_ids))
 
     def rows_of_hashes(self, hashes: Sequence[int] | Hashes) -> Rows:
         """[N] the rows of these hashes, NO_ROW where an item was never met by its id."""

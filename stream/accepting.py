@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from msgspec import UNSET
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
 
 from stream.dead_letters import DeadLetter
 from stream.decoding import CONTROL, Decoded, EventDecoder, Kind, Record, kinds_of
 from stream.event_columns import AcceptedEvents
 from stream.events import WISHES, UserEvent, Wish
-from stream.folded_batch import FoldedBatch, Slice
+from stream.folded_batch import FoldedBatch
 from stream.history import key_beginning
 from stream.rekeyed import Misrouted
 from stream.settings import Settings
@@ -23,61 +27,80 @@ class Acceptor:
         self._decoder = EventDecoder(settings, self._kinds)
         self._topic = topic
 
-    def accept(self, piece: Slice, accepted: AcceptedEvents, batch: FoldedBatch) -> None:
-        """Put in the events of a slice, after putting down why there are none of some records."""
-        decoded = self._decoder.decode_all(piece.records)
+    def accept(
+        self, partition: int, records: Sequence[Record], batch: FoldedBatch
+    ) -> AcceptedEvents:
+        """The events of a partition's records; puts down why there are none of some of them."""
+        decoded = self._decoder.decode_all(records)
         for record, reason in decoded.refused:
-            batch.dead_letters.append(self._letter(reason, piece.tp.partition, record))
-        records, events = decoded.records, decoded.events
-        kinds = self._kinds_of(events)
-        owners = [
-            (event.anonymous_id if event.user_id is UNSET else event.user_id).encode()  # type: ignore[union-attr]
-            for event in events  # one without either is refused
-        ]
-        if None in kinds or owners != [record.key for record in records]:
-            left = self._leave_out(decoded, owners, kinds, piece.tp.partition, batch)
-            records, events = left.records, left.events
-            kinds = self._kinds_of(events)
-        accepted.records += records
-        accepted.events += events
-        accepted.kinds += kinds  # type: ignore[arg-type]  # all have one now
-        accepted.offsets += [record.offset for record in records]
-        accepted.times_ms += [
-            event.event_time if event.event_time < record.timestamp else record.timestamp
-            for event, record in zip(events, records, strict=True)
-        ]
-        accepted.row_keys += [
-            key_beginning(event.tenant, event.user_id is not UNSET) + (record.key or b"")
-            for event, record in zip(events, records, strict=True)
-        ]
+            batch.dead_letters.append(self._letter(reason, partition, record))
+        return self._all_of(decoded) or self._some_of(decoded, partition, batch)
 
-    def _kinds_of(self, events: list[UserEvent | Wish]) -> list[Kind | None]:
-        """What each event does; None: nothing."""
-        get = self._counting.get
-        return [CONTROL if isinstance(event, WISHES) else get(event.type) for event in events]
+    def _all_of(self, decoded: Decoded) -> AcceptedEvents | None:
+        """The events where they are known users' of one tenant, count and lie under their keys.
 
-    def _leave_out(
-        self,
-        decoded: Decoded,
-        owners: list[bytes],
-        kinds: list[Kind | None],
-        partition: int,
-        batch: FoldedBatch,
-    ) -> Decoded:
+        None where that does not hold for all of them; then each is looked at.
+        """
+        events: list[UserEvent] = decoded.events  # type: ignore[assignment]  # with times, see below
+        if decoded.times_ms is None or not events:
+            return None
+        keys: list[bytes] = [record.key for record in decoded.records]  # type: ignore[misc]
+        tenants = {event.tenant for event in events}
+        types = [event.type for event in events]
+        if len(tenants) > 1 or not self._counting.keys() >= set(types):
+            return None
+        if not _are_alike([event.user_id for event in events], keys):
+            return None
+        return AcceptedEvents(
+            decoded.records,
+            decoded.events,
+            list(map(self._counting.__getitem__, types)),
+            _offsets(decoded.records),
+            decoded.times_ms,
+            keys,
+            key_beginning(tenants.pop(), True),
+            has_wishes=False,
+        )
+
+    def _some_of(self, decoded: Decoded, partition: int, batch: FoldedBatch) -> AcceptedEvents:
         """The events that count here; of the others is put down what they are."""
-        left = Decoded()
-        for record, event, owner, kind in zip(
-            decoded.records, decoded.events, owners, kinds, strict=True
-        ):
-            if record.key != owner:
-                batch.misrouted.append(misrouted(owner, record, partition))
+        records: list[Record] = []
+        events: list[UserEvent | Wish] = []
+        kinds: list[Kind] = []
+        keys: list[bytes] = []
+        for record, event in zip(decoded.records, decoded.events, strict=True):
+            is_known = event.user_id is not UNSET
+            owner = event.user_id if is_known else event.anonymous_id  # type: ignore[union-attr]
+            key = owner.encode()  # type: ignore[union-attr]  # one without either is refused
+            kind = self._kind_of(event)
+            if record.key != key:
+                batch.misrouted.append(misrouted(key, record, partition))
             elif kind is None:
                 name = event.type  # type: ignore[union-attr]  # wishes have a kind
                 batch.count("ignored" if name in self._kinds else "unknown_type", 1)
             else:
-                left.records.append(record)
-                left.events.append(event)
-        return left
+                records.append(record)
+                events.append(event)
+                kinds.append(kind)
+                keys.append(key_beginning(event.tenant, is_known) + key)
+        times_ms = [
+            min(event.event_time, record.timestamp)
+            for event, record in zip(events, records, strict=True)
+        ]
+        return AcceptedEvents(
+            records,
+            events,
+            kinds,
+            _offsets(records),
+            np.array(times_ms, dtype=np.int64),
+            keys,
+            b"",
+            has_wishes=CONTROL in kinds,
+        )
+
+    def _kind_of(self, event: UserEvent | Wish) -> Kind | None:
+        """What an event does; None: nothing."""
+        return CONTROL if isinstance(event, WISHES) else self._counting.get(event.type)
 
     def _letter(self, reason: str, partition: int, record: Record) -> DeadLetter:
         return DeadLetter(reason, self._topic, partition, record.offset, record.key, record.value)
@@ -86,3 +109,16 @@ class Acceptor:
 def misrouted(owner: bytes, record: Record, partition: int) -> Misrouted:
     """A record that is to be sent on, under its user's key."""
     return Misrouted(owner, record.value or b"", partition, record.offset)
+
+
+def _are_alike(owners: Sequence[str | UnsetType], keys: list[bytes]) -> bool:
+    """Whether each owner is what its key says; all are compared as one text, a line each."""
+    try:
+        lines = "\n".join(owners).encode()  # type: ignore[arg-type]  # with another, it raises
+    except TypeError:  # an owner is UNSET
+        return False
+    return lines == b"\n".join(keys) and lines.count(b"\n") == len(keys) - 1
+
+
+def _offsets(records: Sequence[Record]) -> NDArray[np.int64]:
+    return np.array([record.offset for record in records], dtype=np.int64)

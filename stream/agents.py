@@ -22,7 +22,7 @@ and folded, or in the rows, and then all of its results have been sent, or its l
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -224,10 +224,7 @@ class BatchProcessor:
 
     def _changed_rows(self, batch: FoldedBatch) -> dict[int, list[tuple[bytes, bytes | None]]]:
         """Partition -> rows to write, the last one tells how far the source is applied."""
-        changes: dict[int, list[tuple[bytes, bytes | None]]] = defaultdict(list)
-        for user in batch.users.values():
-            if user.is_changed:
-                changes[user.partition].append((user.key, user.row.encode()))
+        changes = batch.changed_rows()
         for partition, has_postponed in self._refreshes.changed_flags(batch).items():
             changes[partition].append(self._table_rows.postponed(has_postponed))
         # these speak of the rows before them, and must not be there without them

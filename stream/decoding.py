@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
+import numpy as np
 from msgspec import UNSET
+from numpy.typing import NDArray
 
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.statistics import WEIGHT_ONE
@@ -43,9 +45,9 @@ class Record(Protocol):
     headers: Sequence[tuple[str, bytes | None]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Kind:
-    """What events of one type do, worked out once."""
+    """What events of one type do, worked out once; compared by identity."""
 
     hash: int
     is_visit: bool
@@ -68,6 +70,9 @@ class Kind:
         )
 
 
+#: More than any time in milliseconds, and small enough to be added to one.
+_LONGEST_MS = 2**62
+
 #: Distinct names of events that are remembered as checked; the rest is checked each time.
 _MAX_NAMES = 4096
 
@@ -83,11 +88,16 @@ def kinds_of(settings: Settings) -> dict[str, Kind]:
 
 @dataclass(slots=True)
 class Decoded:
-    """What is in records: events beside the records they came in, and reasons for dead letters."""
+    """What is in records: events beside the records they came in, and reasons for dead letters.
+
+    `times_ms`: [N] the events' times, none after its record's; None where they were not worked out.
+    Then any of the events may be a wish, otherwise none is.
+    """
 
     records: list[Record] = field(default_factory=list)
     events: list[UserEvent | Wish] = field(default_factory=list)
     refused: list[tuple[Record, str]] = field(default_factory=list)
+    times_ms: NDArray[np.int64] | None = None
 
 
 class EventDecoder:
@@ -101,9 +111,9 @@ class EventDecoder:
 
     def decode_all(self, records: Sequence[Record]) -> Decoded:
         """What `decode` makes of each record; of good user events in a fraction of the time."""
-        events = self._good_events(records)
-        if events is not None:
-            return Decoded(list(records), events)
+        decoded = self._good_events(records)
+        if decoded is not None:
+            return decoded
         decoded = Decoded()
         for record in records:
             event = self.decode(record)
@@ -114,36 +124,53 @@ class EventDecoder:
                 decoded.events.append(event)
         return decoded
 
-    def _good_events(self, records: Sequence[Record]) -> list[UserEvent | Wish] | None:
+    def _good_events(self, records: Sequence[Record]) -> Decoded | None:
         """The records' user events; None where one is anything else, or is to be looked at alone.
 
         A line each is what they are decoded as: with a line end inside, a value could pass for two.
         """
         values = [record.value for record in records]
-        if None in values or None in [record.key for record in records]:
+        if None in [record.key for record in records]:
             return None
-        lines = b"\n".join(values)  # type: ignore[arg-type]  # none is None
-        longest = max(map(len, values), default=0)  # type: ignore[arg-type]
+        try:
+            lines = b"\n".join(values)  # type: ignore[arg-type]  # where one is None, it raises
+            longest = max(map(len, values), default=0)  # type: ignore[arg-type]
+        except TypeError:
+            return None
         if longest > self._settings.max_event_bytes or lines.count(b"\n") >= max(len(values), 1):
             return None
         try:
             events = decode_unchecked_user_events(lines)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        if len(events) != len(values) or not self._are_good(events, records):
+        if len(events) != len(values) or not self._are_good(events):
             return None
-        return events  # type: ignore[return-value]
+        times_ms = self._times_ms(events, records)
+        return None if times_ms is None else Decoded(list(records), list(events), [], times_ms)
 
-    def _are_good(self, events: list[UncheckedUserEvent], records: Sequence[Record]) -> bool:
-        """Whether `decode` would refuse none of these, by what was seen of others before."""
+    def _are_good(self, events: list[UncheckedUserEvent]) -> bool:
+        """Whether `decode` would refuse none for what is in it, by what was seen of others."""
         names = {(event.type, event.tenant, event.scenario) for event in events}
-        max_future_ms = self._settings.max_future_ms
-        return names <= self._checked_names and all(
-            event.event_time <= record.timestamp + max_future_ms
-            and (event.user_id is not UNSET or event.anonymous_id is not UNSET)
-            and (event.item_id is not UNSET or event.type not in self._about_items)
-            for event, record in zip(events, records, strict=True)
+        if not names <= self._checked_names or any(
+            [event.user_id is UNSET and event.anonymous_id is UNSET for event in events]
+        ):
+            return False
+        return self._about_items.isdisjoint(name for name, *_ in names) or not any(
+            [event.item_id is UNSET and event.type in self._about_items for event in events]
         )
+
+    def _times_ms(
+        self, events: list[UncheckedUserEvent], records: Sequence[Record]
+    ) -> NDArray[np.int64] | None:
+        """[N] the events' times, none after its record's; None where one is too far after it."""
+        try:
+            times_ms = np.array([event.event_time for event in events], dtype=np.int64)
+        except OverflowError:
+            return None
+        sent_ms = np.array([record.timestamp for record in records], dtype=np.int64)
+        if (times_ms > sent_ms + min(self._settings.max_future_ms, _LONGEST_MS)).any():
+            return None
+        return np.minimum(times_ms, sent_ms)
 
     def decode(self, record: Record) -> UserEvent | Wish | str:
         """The record's event, or why it is refused."""

@@ -8,7 +8,7 @@ whole. Most users' can: they come in time order, and none comes twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -27,114 +27,149 @@ HashesOf = Callable[[Sequence[str]], Sequence[int]]
 _T = TypeVar("_T")
 _NAN = float("nan")
 
+#: Places in columns, or numbers of users.
+Places = NDArray[np.int64]
 
-@dataclass(slots=True)
+
+@dataclass(frozen=True, slots=True)
 class AcceptedEvents:
-    """N valid events of one partition, entry by entry."""
+    """N valid events of one partition, entry by entry, in the order of their offsets.
 
-    records: list[Record] = field(default_factory=list)
-    events: list[UserEvent | Wish] = field(default_factory=list)
-    kinds: list[Kind] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    times_ms: list[int] = field(default_factory=list)
-    row_keys: list[bytes] = field(default_factory=list)
+    `key_beginning` and an entry of `keys` together are the key of the row that an event changes.
+    """
+
+    records: list[Record]
+    events: list[UserEvent | Wish]
+    kinds: list[Kind]
+    offsets: NDArray[np.int64]
+    times_ms: NDArray[np.int64]
+    keys: list[bytes]
+    key_beginning: bytes
+    has_wishes: bool
 
     def __len__(self) -> int:
         return len(self.events)
 
-    def reordered(self, order: list[int]) -> AcceptedEvents:
-        """The events at these places, in this order."""
-        columns = [getattr(self, column.name) for column in fields(self)]
-        return AcceptedEvents(*[[column[at] for at in order] for column in columns])
-
 
 @dataclass(frozen=True, slots=True)
 class KeptEvents:
-    """K events that are to enter histories, those of one user together."""
+    """K events that are to enter histories, in the order of their offsets but for the bytes.
 
-    items: list[str]
-    times_ms: list[int]
-    weights: list[int]  # in sixteenths
-    packed: NDArray[np.void]  # [K] EVENT
-    ids: NDArray[np.void]  # [K] RING_ENTRY
-    packed_bytes: bytes  # the same, to cut from
-    id_bytes: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class UserSpan:
-    """Where one user's events lie: among all of them, and among those that are kept.
-
-    `is_in_order`: no wish is among them, the times of the kept ones never fall, and no id
-    comes twice.
+    `order` are their places user by user, each user's in the order of their offsets; `packed` and
+    `ids` stand in that order. Those of user u are there from `bounds[u]` to `bounds[u + 1]`.
     """
 
-    begin: int
-    end: int
-    kept_begin: int
-    kept_end: int
-    is_in_order: bool
+    items: list[str]
+    offsets: NDArray[np.int64]
+    times_ms: NDArray[np.int64]
+    weights: NDArray[np.int64]  # in sixteenths
+    order: Places
+    packed: NDArray[np.void]  # [K] EVENT
+    ids: NDArray[np.void]  # [K] RING_ENTRY
+    bounds: Places  # [U + 1]
 
 
 @dataclass(frozen=True, slots=True)
 class EventColumns:
-    """The events of a partition, user by user; each user's in the order of their offsets.
+    """The events of a partition's U users, who stand in the order in which they came.
 
-    `may_ask`: whether any of them is of a kind that makes a list due.
+    `order` are the events' places user by user, each user's in the order of their offsets: those of
+    user u are there from `bounds[u]` to `bounds[u + 1]`.
+    `is_in_order`: no wish is among a user's events, the times of the kept ones never fall, and no
+    id comes twice. `may_ask`: whether any event is of a kind that makes a list due.
     """
 
     all: AcceptedEvents
     kept: KeptEvents
-    users: dict[bytes, UserSpan]  # by row key, in the order in which users came
+    row_keys: list[bytes]  # [U]
+    order: Places
+    bounds: Places  # [U + 1]
+    is_in_order: NDArray[np.bool_]  # [U]
     may_ask: bool
+
+    def places_of(self, user: int) -> list[int]:
+        """The places of a user's events among all."""
+        places: list[int] = self.order[self.bounds[user] : self.bounds[user + 1]].tolist()
+        return places
 
 
 def by_user(accepted: AcceptedEvents, hashes_of: HashesOf) -> EventColumns:
-    """Lay out events, given in the order of their offsets, user by user."""
-    numbers: dict[bytes, int] = {}
-    users = np.array([numbers.setdefault(key, len(numbers)) for key in accepted.row_keys])
-    order = np.argsort(users, kind="stable")
-    users = users[order]
-    events = accepted.reordered(order.tolist())
-    is_kept = np.array([kind.is_kept for kind in events.kinds])
-    kept_users = users[is_kept]
-    kept = _laid_out(events.reordered(np.flatnonzero(is_kept).tolist()), hashes_of)
+    """Lay out events, of which there is at least one, user by user."""
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(accepted.keys))}
+    users = np.fromiter(map(numbers.__getitem__, accepted.keys), np.int64, len(accepted))
+    order, bounds = _grouped(users, len(numbers))
     is_in_order = np.ones(len(numbers), dtype=np.bool_)
-    is_in_order[_out_of_order(kept_users, kept)] = False
-    is_wish = np.array([isinstance(event, WISHES) for event in events.events])
-    is_in_order[users[is_wish]] = False
-    ends = np.cumsum(np.bincount(users)).tolist()
-    kept_ends = np.cumsum(np.bincount(kept_users, minlength=len(numbers))).tolist()
-    spans = map(UserSpan, [0, *ends], ends, [0, *kept_ends], kept_ends, is_in_order.tolist())
-    may_ask = any(kind.refreshes for kind in set(events.kinds))
-    return EventColumns(events, kept, dict(zip(numbers, spans, strict=True)), may_ask)
+    if accepted.has_wishes:
+        is_wish = np.array([isinstance(event, WISHES) for event in accepted.events])
+        is_in_order[users[is_wish]] = False
+    if all(kind.is_kept for kind in set(accepted.kinds)):
+        kept_users, kept_order, kept_bounds = users, order, bounds
+        kept = _laid_out(accepted, None, order, bounds, hashes_of)
+    else:
+        places = np.flatnonzero(np.array([kind.is_kept for kind in accepted.kinds]))
+        kept_users = users[places]
+        kept_order, kept_bounds = _grouped(kept_users, len(numbers))
+        kept = _laid_out(accepted, places, kept_order, kept_bounds, hashes_of)
+    is_in_order[_out_of_order(kept_users[kept_order], kept)] = False
+    beginning = accepted.key_beginning
+    row_keys = [beginning + key for key in numbers] if beginning else list(numbers)
+    may_ask = any(kind.refreshes for kind in set(accepted.kinds))
+    return EventColumns(accepted, kept, row_keys, order, bounds, is_in_order, may_ask)
 
 
-def _laid_out(accepted: AcceptedEvents, hashes_of: HashesOf) -> KeptEvents:
+def _grouped(users: Places, count: int) -> tuple[Places, Places]:
+    """([N] places user by user, [count + 1] where each user's begin and the last one's end)."""
+    bounds = np.zeros(count + 1, dtype=np.int64)
+    np.cumsum(np.bincount(users, minlength=count), out=bounds[1:])
+    return np.argsort(users, kind="stable"), bounds
+
+
+def _laid_out(
+    accepted: AcceptedEvents,
+    places: Places | None,
+    order: Places,
+    bounds: Places,
+    hashes_of: HashesOf,
+) -> KeptEvents:
+    """The events at these places, or all of them."""
     events: list[UserEvent] = accepted.events  # type: ignore[assignment]  # only such are kept
+    kinds, offsets, times_ms = accepted.kinds, accepted.offsets, accepted.times_ms
+    if places is not None:
+        at = places.tolist()
+        events, kinds = [events[place] for place in at], [kinds[place] for place in at]
+        offsets, times_ms = offsets[places], times_ms[places]
     items: list[str] = [event.item_id for event in events]  # type: ignore[misc]  # none without
     packed = np.empty(len(events), dtype=EVENT)
-    packed["item"] = hashes_of(items)
-    packed["time_ms"] = accepted.times_ms
-    packed["offset"] = accepted.offsets
+    packed["item"] = np.fromiter(hashes_of(items), np.uint64, len(events))
+    packed["time_ms"] = times_ms
+    packed["offset"] = offsets
     packed["value"] = _mapped([event.value for event in events], nan_if_unset)
     packed["portion"] = _mapped([event.portion for event in events], nan_if_unset)
     packed["session"] = _mapped([event.session_id for event in events], session_hash)
-    packed["type"] = [kind.hash for kind in accepted.kinds]
+    packed["type"] = _of_kinds(kinds, lambda kind: kind.hash)
     ids = np.empty(len(events), dtype=RING_ENTRY)
-    ids["hash"] = [xxh3_64_intdigest(event.event_id.encode()) for event in events]
-    ids["time_ms"] = packed["time_ms"]
-    weights = [kind.weight for kind in accepted.kinds]
+    hashes = [xxh3_64_intdigest(event.event_id.encode()) for event in events]
+    ids["hash"] = np.fromiter(hashes, np.uint64, len(events))
+    ids["time_ms"] = times_ms
+    weights = _of_kinds(kinds, lambda kind: kind.weight)
     return KeptEvents(
-        items, accepted.times_ms, weights, packed, ids, packed.tobytes(), ids.tobytes()
+        items, offsets, times_ms, weights, order, packed.take(order), ids.take(order), bounds
     )
+
+
+def _of_kinds(kinds: list[Kind], number: Callable[[Kind], int]) -> NDArray[np.int64]:
+    """[K] a number of each event's kind; most batches have one kind only."""
+    numbers = {kind: number(kind) for kind in set(kinds)}
+    if len(numbers) == 1:
+        return np.full(len(kinds), number(kinds[0]), dtype=np.int64)
+    return np.fromiter(map(numbers.__getitem__, kinds), np.int64, len(kinds))
 
 
 def _mapped(
     values: list[_T | UnsetType], change: Callable[[_T | UnsetType], float]
 ) -> list[float] | float:
     """Each value changed, or one number for all where none is set."""
-    if values.count(UNSET) == len(values):
+    if values and values[0] is UNSET and values.count(UNSET) == len(values):
         return change(UNSET)
     return [change(value) for value in values]
 
@@ -149,7 +184,7 @@ def session_hash(session_id: str | UnsetType) -> int:
     return 0 if session_id is UNSET else hash32(session_id)
 
 
-def _out_of_order(users: NDArray[np.int64], kept: KeptEvents) -> NDArray[np.int64]:
+def _out_of_order(users: Places, kept: KeptEvents) -> Places:
     """Users of [K] events whose times fall, or who have an id twice."""
     is_same = users[1:] == users[:-1]
     times_ms, hashes = kept.ids["time_ms"], kept.ids["hash"].astype(np.uint64)

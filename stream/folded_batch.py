@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -104,7 +104,10 @@ class TouchedUser:
 class FoldedBatch:
     """Everything a batch changes."""
 
+    #: By row key; less those in `rows`.
     users: dict[bytes, TouchedUser] = field(default_factory=dict)
+    #: Partition -> row key -> new row, of users of whom nothing else is to be done.
+    rows: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
     deltas: dict[int, PartitionDeltas] = field(default_factory=dict)
     dead_letters: list[DeadLetter] = field(default_factory=list)
     misrouted: list[Misrouted] = field(default_factory=list)
@@ -118,6 +121,20 @@ class FoldedBatch:
     #: Partition -> partition of originals -> offset up to which their copies are folded.
     copies: dict[int, dict[int, int]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the user of a row key has events in the batch, or was put into it."""
+        return key in self.users or any(key in rows for rows in self.rows.values())
+
+    def changed_rows(self) -> dict[int, list[tuple[bytes, bytes | None]]]:
+        """Partition -> key and value of the users' rows to write."""
+        changes: dict[int, list[tuple[bytes, bytes | None]]] = defaultdict(list)
+        for partition, rows in self.rows.items():
+            changes[partition] += rows.items()
+        for user in self.users.values():
+            if user.is_changed:
+                changes[user.partition].append((user.key, user.row.encode()))
+        return changes
 
     def count(self, outcome: str, events: int) -> None:
         """So many events ended like this."""

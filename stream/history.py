@@ -4,7 +4,7 @@ A row holds the newest events of a user in event-time order, what is needed to a
 exactly once (the last applied source offset, a ring of event ids), the sequence number of the
 user's lists, and the items taken before the history begins. Folding an event costs a slice and a
 concatenation of bytes; nothing is decoded that is not needed. The layout is that of
-stream.row_codec.
+stream.row_codec; `stream.whole_rows` folds events into many rows at once.
 """
 
 from __future__ import annotations
@@ -272,20 +272,6 @@ class UserRow:
         self.remember(event_hash, time_ms, limits)
         return _links_before(events, at)
 
-    def extend(self, events: bytes, ids: bytes, newest_ms: int, limits: RowLimits) -> None:
-        """Put in events of which none is older than another before it, or than any here.
-
-        As many calls of `fold` would make the same row, but for `applied_offset`, which stays.
-        `events` are EVENTs, `ids` a RING_ENTRY for each; their hashes are not in the ring, which
-        holds none of older versions. `newest_ms` is the time of the last one.
-        """
-        self.events += events
-        self.events_total += len(events) // EVENT_BYTES
-        self.newest_ms = newest_ms
-        if len(self.events) > limits.max_history * EVENT_BYTES:
-            self._drop_oldest(limits)
-        self._remember_all(ids, limits)
-
     def take_over(self, events: NDArray[np.void], taken: bytes, limits: RowLimits) -> None:
         """Put in events and taken items of another row, in the order of event time.
 
@@ -307,18 +293,8 @@ class UserRow:
         It keeps the newest `dedupe_ring` ids. Of these those at its beginning go whose events would
         be too late by now: were they sent again, they would not be folded anyway.
         """
-        self._remember_all(RING_ENTRY_STRUCT.pack(event_hash, time_ms), limits)
-
-    def _remember_all(self, ids: bytes, limits: RowLimits) -> None:
-        ring = self.ring + ids
-        end = len(ring)
-        begin = end - limits.dedupe_ring * RING_ENTRY_BYTES
-        if begin < 0:
-            begin = 0
-        horizon_ms = self.newest_ms - limits.max_lateness_ms
-        while begin < end and RING_ENTRY_STRUCT.unpack_from(ring, begin)[1] < horizon_ms:
-            begin += RING_ENTRY_BYTES
-        self.ring = ring[begin:] if begin else ring
+        ring = self.ring + RING_ENTRY_STRUCT.pack(event_hash, time_ms)
+        self.ring = ring_at(ring, self.newest_ms, limits)
         if self.has_old_ids:
             self.has_old_ids = self.ring[HASH_BYTES:RING_ENTRY_BYTES] == UNTIMED
 
@@ -355,10 +331,55 @@ class UserRow:
 
     def _take(self, items: bytes, step: int, max_taken: int) -> None:
         """Remember items, whose hashes stand `step` bytes apart, as taken."""
-        for at in range(0, len(items) if max_taken else 0, step):
-            item = items[at : at + HASH_BYTES]
-            if not _find(self.taken, item):
-                self.taken = (self.taken + item)[-max_taken * HASH_BYTES :]
+        self.taken = taken_after(self.taken, items, step, max_taken)
+
+
+def ring_at(ring: bytes, newest_ms: int, limits: RowLimits) -> bytes:
+    """What `UserRow.remember` leaves of a ring when its user's newest event has this time."""
+    end = len(ring)
+    begin = max(end - limits.dedupe_ring * RING_ENTRY_BYTES, 0)
+    horizon_ms = newest_ms - limits.max_lateness_ms
+    while begin < end and RING_ENTRY_STRUCT.unpack_from(ring, begin)[1] < horizon_ms:
+        begin += RING_ENTRY_BYTES
+    return ring[begin:]
+
+
+def taken_after(taken: bytes, items: bytes, step: int, max_taken: int) -> bytes:
+    """Hashes of taken items and of further ones, which stand `step` bytes apart.
+
+    One after another, each that is not there is put behind the others, and of more than
+    `max_taken` the oldest is dropped.
+    """
+    if not max_taken:
+        return taken
+    if len(taken) >= _MANY_BYTES:
+        for begin in range(0, len(items), _AT_ONCE * step):
+            part = items[begin : begin + _AT_ONCE * step]
+            taken = _many_taken_after(taken, part, step, max_taken)
+        return taken
+    for at in range(0, len(items), step):
+        item = items[at : at + HASH_BYTES]
+        if not _find(taken, item):
+            taken = (taken + item)[-max_taken * HASH_BYTES :]
+    return taken
+
+
+def _many_taken_after(taken: bytes, items: bytes, step: int, max_taken: int) -> bytes:
+    """`taken_after`, which looks for all of the items at once."""
+    words = np.frombuffer(taken, _HASHES)
+    further = np.frombuffer(items, _HASHES)[:: step // HASH_BYTES]
+    is_same = words == further[:, None]
+    found = np.flatnonzero(is_same.any(axis=1))
+    last = len(words) - 1 - is_same[found, ::-1].argmax(axis=1)
+    places = dict(zip(further[found].tolist(), last.tolist(), strict=True))
+    begin, end, added = 0, len(words), []  # those before `begin` are dropped by then
+    for item in further.tolist():
+        if places.get(item, -1) < begin:
+            places[item] = end
+            end += 1
+            begin = max(begin, end - max_taken)
+            added.append(item)
+    return b"".join((taken, np.array(added, _HASHES).tobytes()))[begin * HASH_BYTES :]
 
 
 #: Reads the items of n consecutive events.
@@ -385,6 +406,8 @@ def _links_before(events: bytes, at: int) -> list[int]:
 
 #: From so many bytes on, comparing all hashes at once is faster than searching for one.
 _MANY_BYTES = 4096
+#: So many are looked for at once at most.
+_AT_ONCE = 64
 _HASHES = np.dtype("<u8")
 
 

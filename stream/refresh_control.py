@@ -137,7 +137,7 @@ class RefreshControl:
         if not must_wait:
             self.add_waiting(batch, newest_ms, read_rows)
             if self._seeks_expired:
-                for user in self._expiring.find(newest_ms, batch.users):
+                for user in self._expiring.find(newest_ms, batch):
                     batch.users[user.key] = user
 
     def may_list(self, batch: FoldedBatch) -> bool:
@@ -158,7 +158,7 @@ class RefreshControl:
         `newest_ms` is the newest event time there is: what has expired by then is skipped.
         """
         by_partition: dict[int, list[TouchedUser]] = defaultdict(list)
-        for user in self._waiting.ready(self._clock(), batch.users, CATCH_UP_USERS):
+        for user in self._waiting.ready(self._clock(), batch, CATCH_UP_USERS):
             by_partition[user.partition].append(user)
         for partition, users in by_partition.items():
             rows = read_rows(partition, [user.key for user in users])

@@ -23,6 +23,27 @@ CODEC_VERSION = 3
 #: filters, and all events ever folded; fingerprint, applied offset, seq, newest event time, request
 #: time of the newest list, digest of interests, up to which source offset nothing is listed.
 HEADER = struct.Struct("<BBHHHBBHIQqQqqQq")
+#: The same, to read headers of many rows at once.
+HEADER_DTYPE = np.dtype(
+    [
+        ("version", "u1"),
+        ("flags", "u1"),
+        ("events", "<u2"),
+        ("ring", "<u2"),
+        ("taken", "<u2"),
+        ("served", "u1"),
+        ("rec_ids", "u1"),
+        ("filters", "<u2"),
+        ("events_total", "<u4"),
+        ("source", "<u8"),
+        ("applied_offset", "<i8"),
+        ("seq", "<u8"),
+        ("newest_ms", "<i8"),
+        ("list_ms", "<i8"),
+        ("interests_digest", "<u8"),
+        ("silent_until", "<i8"),
+    ]
+)
 #: One event of a history. A missing value or portion is NaN, a missing session 0. `offset` is that
 #: on the user's partition, MERGED_OFFSET for one that came with a merged user.
 EVENT = np.dtype(

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
+import numpy as np
 from msgspec import UNSET
+from numpy.typing import NDArray
 
 from export.statistics import CHAIN_DEPTH
 from stream.accepting import Acceptor, misrouted
 from stream.control import asks_for_list, takes_interests_away, takes_list_away
-from stream.decoding import Kind
+from stream.decoding import Kind, Record
 from stream.deltas import DeltaBuilder
 from stream.event_columns import (
     AcceptedEvents,
     EventColumns,
     HashesOf,
-    UserSpan,
     by_user,
     nan_if_unset,
     session_hash,
@@ -38,11 +40,22 @@ from stream.history import (
 from stream.merge import Turn, fold_wish, is_overtaken_by
 from stream.partitioner import partitions_of
 from stream.rekeyed import Originals, copies_key, folded_up_to
-from stream.row_codec import EVENT_BYTES, HASH_BYTES, RING_ENTRY_BYTES
 from stream.settings import Settings
+from stream.whole_rows import StoredRows
 
 _FOR_EVER_MS = 2**63
 NO_OFFSETS: AbstractSet[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class UsersOfPartition:
+    """Events of U users beside their rows; `foreign` are the numbers of those who do not belong to
+    the partition."""
+
+    partition: int
+    columns: EventColumns
+    rows: StoredRows
+    foreign: set[int]
 
 
 class Folder:
@@ -85,51 +98,54 @@ class Folder:
         Slices of one partition stand in the order of their offsets.
         """
         batch = FoldedBatch()
-        accepted: dict[int, AcceptedEvents] = {}
-        for piece in slices:  # 1. decode and validate
+        records: dict[int, list[Record]] = {}
+        for piece in slices:
             partition = piece.tp.partition
-            self._acceptor.accept(piece, accepted.setdefault(partition, AcceptedEvents()), batch)
+            records.setdefault(partition, []).extend(piece.records)
             batch.first_offsets.setdefault(partition, piece.records[0].offset)
             batch.last_offsets[partition] = piece.records[-1].offset
-        for partition, events in accepted.items():
-            if events.events:
-                columns = by_user(events, self._hashes_of)
-                rows = self._read(partition, columns, read_rows)  # 2. read rows
-                self._tell_copies(partition, events, rows, read_rows, batch)
-                self._fold_users(columns, partition, rows, batch)  # 3. fold
+        for partition, its_records in records.items():
+            accepted = self._acceptor.accept(partition, its_records, batch)  # 1. decode, validate
+            if len(accepted):
+                columns = by_user(accepted, self._hashes_of)
+                users = self._read(partition, columns, read_rows)  # 2. read rows
+                self._tell_copies(users, read_rows, batch)
+                self._fold_users(users, batch)  # 3. fold
         return batch
 
-    def _read(
-        self, partition: int, columns: EventColumns, read_rows: ReadRows
-    ) -> dict[bytes, UserRow | None]:
-        """The rows of the events' users, empty for new ones; None: they do not belong here."""
-        fingerprint, users = self._fingerprint, columns.users
-        rows: dict[bytes, UserRow | None] = {}
-        new: list[bytes] = []
-        for key, data in zip(users, read_rows(partition, list(users)), strict=True):
-            if data is not None:
-                rows[key] = UserRow.decode(data, fingerprint)
-            else:
-                new.append(key)
-        owners = [columns.all.records[users[key].begin].key or b"" for key in new]
-        wanted = partitions_of(owners, self._partitions)
-        for key, right_one in zip(new, wanted, strict=True):
-            rows[key] = self._new_row(partition) if right_one == partition else None
-        return rows
+    def _read(self, partition: int, columns: EventColumns, read_rows: ReadRows) -> UsersOfPartition:
+        """The rows of the events' users, empty for new ones."""
+        found = read_rows(partition, columns.row_keys)
+        new = [user for user, row in enumerate(found) if row is None]
+        foreign: set[int] = set()
+        data = b""
+        if new:
+            first = columns.order[columns.bounds[new]].tolist()
+            owners = [columns.all.records[at].key or b"" for at in first]
+            wanted = partitions_of(owners, self._partitions)
+            foreign = {
+                u for u, right_one in zip(new, wanted, strict=True) if right_one != partition
+            }
+            empty = UserRow(self._fingerprint)
+            empty.seq = self._seq_floor(partition)
+            data = empty.encode()
+        rows = [data if row is None else row for row in found]
+        return UsersOfPartition(partition, columns, StoredRows(rows, self._fingerprint), foreign)
 
     def _tell_copies(
-        self,
-        partition: int,
-        events: AcceptedEvents,
-        rows: dict[bytes, UserRow | None],
-        read_rows: ReadRows,
-        batch: FoldedBatch,
+        self, users: UsersOfPartition, read_rows: ReadRows, batch: FoldedBatch
     ) -> None:
         """Tell which copies of misrouted records came before, and how far they come with these."""
+        events, partition = users.columns.all, users.partition
+        if not any([record.headers for record in events.records]):
+            return
+        foreign = {users.columns.row_keys[user] for user in users.foreign}
         copies = [
             (record.offset, original)
-            for record, key in zip(events.records, events.row_keys, strict=True)
-            if record.headers and rows[key] is not None and (original := self.originals.of(record))
+            for record, key in zip(events.records, events.keys, strict=True)
+            if record.headers
+            and events.key_beginning + key not in foreign
+            and (original := self.originals.of(record))
         ]
         if not copies:
             return
@@ -144,95 +160,89 @@ class Folder:
                 known[source] = original_offset
         batch.copies[partition] = known
 
-    def _new_row(self, partition: int) -> UserRow:
-        row = UserRow(self._fingerprint)
-        row.seq = self._seq_floor(partition)
-        return row
+    def _fold_users(self, users: UsersOfPartition, batch: FoldedBatch) -> None:
+        """Fold each user's events that were not applied before."""
+        columns, partition, deltas = users.columns, users.partition, DeltaBuilder()
+        is_whole = self._are_whole(users, batch.repetitions.get(partition, NO_OFFSETS))
+        rows = self._fold_whole(users, is_whole, deltas, batch)
+        if columns.may_ask or not is_whole.all():
+            self._fold_others(users, rows, is_whole, deltas, batch)
+        else:
+            batch.rows[partition] = dict(zip(columns.row_keys, rows, strict=True))
+        built = deltas.build()
+        if built is not None:
+            batch.deltas[partition] = built
+            batch.count("folded", len(built.offsets))
 
-    def _fold_users(
-        self,
-        columns: EventColumns,
-        partition: int,
-        rows: dict[bytes, UserRow | None],
-        batch: FoldedBatch,
-    ) -> None:
-        """Fold each user's events that were not applied before; all users are touched."""
-        again = batch.repetitions.get(partition, NO_OFFSETS)
-        deltas = DeltaBuilder(columns.kept, min(CHAIN_DEPTH, self._limits.max_history))
-        for key, span in columns.users.items():
-            row = rows[key]
-            if row is None:  # on this partition nothing of the user may be folded
-                batch.misrouted += [
-                    misrouted(record.key or b"", record, partition)
-                    for record in columns.all.records[span.begin : span.end]
-                ]
-                continue
-            user = batch.users.get(key)
-            if user is None:
-                user = batch.users[key] = _touched(key, columns.all, span, partition, row)
-            offsets = columns.all.offsets[span.begin : span.end]
-            if again.isdisjoint(offsets) and self._is_plain(columns, span, user.row):
-                self._fold_whole(columns, span, user, deltas, batch)
-            else:
-                self._fold_singly(columns.all, span, user, deltas, batch)
-        if deltas.has_any:
-            batch.deltas[partition] = deltas.build()
-            batch.count("folded", len(batch.deltas[partition].offsets))
-
-    def _is_plain(self, columns: EventColumns, span: UserSpan, row: UserRow) -> bool:
-        """Whether a user's events are all new, neither late nor out of order, and none is a wish.
-
-        Most users' are. Then they can be put behind the history as they are.
-        """
-        if not span.is_in_order or row.has_old_ids or not self._guards.replay_skip:
-            return False
-        if columns.all.offsets[span.begin] <= max(row.applied_offset, row.silent_until):
-            return False
-        kept = columns.kept
-        if span.kept_begin < span.kept_end and kept.times_ms[span.kept_begin] < row.newest_ms:
-            return False
-        ring, ids = row.ring, kept.id_bytes
-        return not ring or not any(
-            ids[at : at + HASH_BYTES] in ring
-            for at in range(
-                span.kept_begin * RING_ENTRY_BYTES,
-                span.kept_end * RING_ENTRY_BYTES,
-                RING_ENTRY_BYTES,
-            )
-        )
+    def _are_whole(self, users: UsersOfPartition, again: AbstractSet[int]) -> NDArray[np.bool_]:
+        """[U] whose events can be put behind the history as they are: most users' can."""
+        columns = users.columns
+        if not self._guards.replay_skip:
+            return np.zeros(len(columns.row_keys), dtype=np.bool_)
+        are_whole = users.rows.ordinary(columns)
+        are_whole[list(users.foreign)] = False
+        if again:
+            offsets = columns.all.offsets[columns.order]
+            is_again = np.isin(offsets, list(again))
+            are_whole &= np.add.reduceat(is_again, columns.bounds[:-1]) == 0
+        return are_whole
 
     def _fold_whole(
         self,
-        columns: EventColumns,
-        span: UserSpan,
-        user: TouchedUser,
+        users: UsersOfPartition,
+        is_whole: NDArray[np.bool_],
+        deltas: DeltaBuilder,
+        batch: FoldedBatch,
+    ) -> list[bytes]:
+        """[U] the new rows of these users: what `_fold_singly` would come to, at once."""
+        columns, kept = users.columns, users.columns.kept
+        is_in = np.repeat(is_whole, np.diff(kept.bounds))
+        count = int(np.count_nonzero(is_in))
+        events = np.diff(columns.bounds)[is_whole].sum()
+        batch.count("visits", int(events) - count)
+        if count:
+            depth = min(CHAIN_DEPTH, self._limits.max_history)
+            deltas.add_whole(kept, is_in, users.rows.items_before(kept, depth))
+        return users.rows.folded(columns, is_whole, self._limits)
+
+    def _fold_others(
+        self,
+        users: UsersOfPartition,
+        folded: list[bytes],
+        is_whole: NDArray[np.bool_],
         deltas: DeltaBuilder,
         batch: FoldedBatch,
     ) -> None:
-        """Fold plain events: what `_fold_singly` would come to, at once."""
-        events, kept, row = columns.all, columns.kept, user.row
-        for at in range(span.begin, span.end) if columns.may_ask else ():
-            kind = events.kinds[at]
-            if kind.refreshes and _is_home(events.events[at]):
-                event_id, offset = events.events[at].event_id, events.offsets[at]
-                user.becomes_due(event_id, offset, events.times_ms[at], kind.is_visit)
-        user.is_changed = True
-        row.applied_offset = events.offsets[span.end - 1]
-        begin, end = span.kept_begin, span.kept_end
-        batch.count("visits", span.end - span.begin - (end - begin))
-        if begin < end:
-            deltas.add_span(row.events, span)
-            row.extend(
-                kept.packed_bytes[begin * EVENT_BYTES : end * EVENT_BYTES],
-                kept.id_bytes[begin * RING_ENTRY_BYTES : end * RING_ENTRY_BYTES],
-                kept.times_ms[end - 1],
-                self._limits,
-            )
+        """Put in users whose events are folded, and fold those of all others."""
+        columns, partition = users.columns, users.partition
+        rows = batch.rows.setdefault(partition, {})
+        for number, key in enumerate(columns.row_keys):
+            places = columns.places_of(number)
+            if number in users.foreign:  # on this partition nothing of the user may be folded
+                records = [columns.all.records[at] for at in places]
+                batch.misrouted += [misrouted(r.key or b"", r, partition) for r in records]
+                continue
+            if not is_whole[number]:
+                user = batch.users.get(key)
+                if user is None:
+                    stored = UserRow.decode(users.rows.rows[number], self._fingerprint)
+                    user = batch.users[key] = _touched(key, columns.all, places, partition, stored)
+                self._fold_singly(columns.all, places, user, deltas, batch)
+                continue
+            asking = [at for at in places if _asks(columns.all, at)]
+            if not asking:
+                rows[key] = folded[number]
+                continue
+            new = UserRow.decode(folded[number], self._fingerprint)
+            user = batch.users[key] = _touched(key, columns.all, places, partition, new)
+            user.is_changed = True
+            for at in asking:
+                _make_due(user, columns.all, at)
 
     def _fold_singly(
         self,
         events: AcceptedEvents,
-        span: UserSpan,
+        places: list[int],
         user: TouchedUser,
         deltas: DeltaBuilder,
         batch: FoldedBatch,
@@ -244,9 +254,9 @@ class Folder:
         """
         row, counts = user.row, batch.counts
         skips_replays, max_lateness_ms = self._guards.replay_skip, self._max_lateness_ms
-        for at in range(span.begin, span.end):
+        for at in places:
             event, kind = events.events[at], events.kinds[at]
-            offset, time_ms = events.offsets[at], events.times_ms[at]
+            offset, time_ms = int(events.offsets[at]), int(events.times_ms[at])
             if not isinstance(event, UserEvent) or offset <= row.silent_until:
                 turn = Turn(offset, time_ms, events.records[at].timestamp)
                 self._fold_beside(event, turn, user, batch)
@@ -345,11 +355,21 @@ def _owner(event: UserEvent | Wish) -> str:
 
 
 def _touched(
-    key: bytes, events: AcceptedEvents, span: UserSpan, partition: int, row: UserRow
+    key: bytes, events: AcceptedEvents, places: list[int], partition: int, row: UserRow
 ) -> TouchedUser:
-    """The user of these events, as before them."""
-    first = events.events[span.begin]
+    """The user of these events."""
+    first = events.events[places[0]]
     return TouchedUser(key, _owner(first), first.user_id is not UNSET, first.tenant, partition, row)
+
+
+def _asks(events: AcceptedEvents, at: int) -> bool:
+    """Whether an event, which is no wish, asks for a list."""
+    return events.kinds[at].refreshes and _is_home(events.events[at])
+
+
+def _make_due(user: TouchedUser, events: AcceptedEvents, at: int) -> None:
+    offset, time_ms = int(events.offsets[at]), int(events.times_ms[at])
+    user.becomes_due(events.events[at].event_id, offset, time_ms, events.kinds[at].is_visit)
 
 
 def _is_home(event: UserEvent | Wish) -> bool:

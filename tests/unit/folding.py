@@ -96,9 +96,8 @@ class Store:
             self.settings, "user-events", PARTITIONS, FINGERPRINT, item_hashes, self.guards
         )
         batch = folder.fold(slices, self.read)
-        for user in batch.users.values():
-            if user.is_changed:
-                self.rows[user.partition, user.key] = user.row.encode()
+        for partition, rows in batch.changed_rows().items():
+            self.rows |= {(partition, key): row for key, row in rows if row is not None}
         for partition, copies in batch.copies.items():
             self.rows |= {(partition, k): v for k, v in (copies_row(*c) for c in copies.items())}
         return batch

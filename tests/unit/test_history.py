@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export.statistics import CHAIN_DEPTH
+from stream import history
 from stream.history import (
     MAX_REC_IDS,
     MAX_SERVED,
@@ -23,10 +25,12 @@ from stream.history import (
     id_hash,
     row_key,
     source_fingerprint,
+    taken_after,
 )
 from stream.row_codec import (
     CODEC_VERSION,
     FILTER,
+    HASH_BYTES,
     HEADER,
     RING_ENTRY_BYTES,
     RING_ENTRY_STRUCT,
@@ -343,3 +347,19 @@ def test_known_and_anonymous_users_and_tenants_never_share_a_row(owner, other):
 def test_the_hash_of_a_type_or_session_is_stable_and_never_the_sign_for_none():
     assert hash32("click") == 0x28B325FF
     assert all(hash32(str(number)) for number in range(1000))
+
+
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=9),
+    st.lists(st.integers(1, 12), max_size=9),
+    st.integers(0, 9),
+    st.integers(1, 4),
+)
+def test_many_taken_items_are_looked_for_as_few_are(taken, items, max_taken, at_once):
+    packed = [np.array(numbers, "<u8").tobytes() for numbers in (taken, items)]
+    few = taken_after(*packed, HASH_BYTES, max_taken)
+
+    with mock.patch.multiple(history, _MANY_BYTES=0, _AT_ONCE=at_once):
+        many = taken_after(*packed, HASH_BYTES, max_taken)
+
+    assert many == few

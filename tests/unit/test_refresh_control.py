@@ -100,9 +100,8 @@ class Worker:
             user.row.list_ms = user.request_ms
             user.is_changed = True
         self.flags |= self.control.changed_flags(batch)
-        for user in batch.users.values():
-            if user.is_changed:
-                self.store.rows[user.partition, user.key] = user.row.encode()
+        for partition, rows in batch.changed_rows().items():
+            self.store.rows |= {(partition, key): row for key, row in rows if row is not None}
         self.control.done(batch, records, seconds)
         self.ranked += [user.owner for user in due]
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import struct
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,14 +26,16 @@ from folding import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from export.event_types import EventRole
 from export.items import item_hash
 from export.statistics import DAY_MS
+from stream import whole_rows
 from stream.guards import Guards
 from stream.history import RowError, UserRow, hash32
 from stream.settings import Settings
-from stream.state import Folder
+from stream.state import Folder, UsersOfPartition
 
 #: Three users whose events lie on partition 1.
 USERS = [name for n in range(50) if partition_of(name := f"user-{n}") == 1][:3]
@@ -188,8 +191,8 @@ def logs(draw: st.DrawFn) -> list[Record]:
 class SingleFolder(Folder):
     """Folds each event by itself."""
 
-    def _is_plain(self, *_: object) -> bool:
-        return False
+    def _are_whole(self, users: UsersOfPartition, again: object) -> NDArray[np.bool_]:
+        return np.zeros(len(users.columns.row_keys), dtype=np.bool_)
 
 
 def run(
@@ -231,7 +234,8 @@ def test_events_of_a_user_folded_at_once_come_to_what_each_by_itself_comes_to(da
     )
     cuts = data.draw(st.sets(st.integers(1, len(log))))
 
-    assert run(log, cuts, settings) == run(log, cuts, settings, SingleFolder)
+    with mock.patch.object(whole_rows, "_LONG_RING", data.draw(st.sampled_from([0, 2, 64]))):
+        assert run(log, cuts, settings) == run(log, cuts, settings, SingleFolder)
 
 
 @given(st.data())
@@ -443,15 +447,19 @@ def test_types_that_settings_do_not_know_or_ignore_are_counted_and_nothing_else(
 def test_a_type_that_does_not_refresh_is_folded_and_makes_nothing_due():
     settings = Settings(event_types={"view": EventRole("positive", 1.0, False)})
 
-    (user,) = Store(settings).fold(record(type="view")).users.values()
+    store = Store(settings)
 
-    assert len(user.row) == 1 and not user.is_due
+    batch = store.fold(record(type="view"))
+
+    assert len(store.row("ada")) == 1 and not batch.users
 
 
 def test_an_event_of_another_scenario_is_folded_and_no_list_is_due():
-    (user,) = Store().fold(record(scenario="kids")).users.values()
+    store = Store()
 
-    assert len(user.row) == 1 and not user.is_due
+    batch = store.fold(record(scenario="kids"))
+
+    assert len(store.row("ada")) == 1 and not batch.users
 
 
 def test_a_record_under_another_key_than_its_user_is_sent_again_and_not_folded():

@@ -1,0 +1,231 @@
+"""Fold events into the rows of many users at once, where nothing of a user is out of the ordinary.
+
+Headers of all rows are read and changed as columns, and a new row is put together from the bytes of
+the old one: no row is decoded. What comes out is, byte for byte, what `UserRow.fold` makes of one
+event after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.statistics import CHAIN_DEPTH
+from stream.event_columns import EventColumns, KeptEvents
+from stream.history import RowLimits, UserRow, ring_at, taken_after
+from stream.row_codec import (
+    CODEC_VERSION,
+    EVENT_BYTES,
+    FILTER,
+    HASH_BYTES,
+    HEADER,
+    HEADER_DTYPE,
+    MERGED_OFFSET,
+    OLD_IDS,
+    RING_ENTRY_BYTES,
+    as_newest,
+)
+
+_VERSION = bytes([CODEC_VERSION])
+#: All of a row is words of so many bytes.
+_WORD_BYTES = 8
+_HEADER_WORDS = HEADER.size // _WORD_BYTES
+_EVENT_WORDS = EVENT_BYTES // _WORD_BYTES
+_RING_WORDS = RING_ENTRY_BYTES // _WORD_BYTES
+#: In rings of more entries, those to forget are looked for one after another.
+_LONG_RING = 64
+#: Where an event's offset lies in it, and the time in an entry of the ring, in words.
+_EVENT_OFFSET, _RING_TIME = 2, 1
+#: A span of time that is longer than any.
+_LONGEST_MS = 2**62
+
+
+class StoredRows:
+    """The rows of U users, whose headers and ends of histories can be read as columns.
+
+    Raises RowError, as `UserRow.decode` does, for one that cannot be read.
+    """
+
+    def __init__(self, rows: Sequence[bytes], fingerprint: int) -> None:
+        self.rows = [row if row[:1] == _VERSION else as_newest(row) for row in rows]
+        sizes = np.fromiter(map(len, self.rows), np.int64, len(rows))
+        if (sizes < HEADER.size).any() or (sizes % _WORD_BYTES).any():
+            self._refuse(np.ones(len(rows), dtype=np.bool_), fingerprint)
+        self._words = np.frombuffer(b"".join(self.rows), "<u8")
+        self._begins = (np.cumsum(sizes) - sizes) // _WORD_BYTES
+        at = self._begins[:, None] + np.arange(_HEADER_WORDS)
+        #: [U] HEADER_DTYPE
+        self.headers = self._words.take(at).view(HEADER_DTYPE).reshape(-1)
+        headers = self.headers
+        #: [U] bytes of a row after which its history and its ring end
+        self.events_end = HEADER.size + headers["events"].astype(np.int64) * EVENT_BYTES
+        self.ring_end = self.events_end + headers["ring"].astype(np.int64) * RING_ENTRY_BYTES
+        hashes = headers["taken"].astype(np.int64) + headers["served"] + headers["rec_ids"]
+        end = (
+            self.ring_end + hashes * HASH_BYTES + headers["filters"].astype(np.int64) * FILTER.size
+        )
+        is_wrong = (end != sizes) | (headers["source"] != fingerprint)
+        if is_wrong.any():
+            self._refuse(is_wrong, fingerprint)
+
+    def _refuse(self, is_wrong: NDArray[np.bool_], fingerprint: int) -> None:
+        for at in np.flatnonzero(is_wrong).tolist():
+            UserRow.decode(self.rows[at], fingerprint)
+
+    def ordinary(self, columns: EventColumns) -> NDArray[np.bool_]:
+        """[U] whose events are all new, neither late nor out of order, with no wish among them.
+
+        Most users' are. Then they can be put behind the history as they are. False for some of whom
+        that cannot be told at once.
+        """
+        headers, kept = self.headers, columns.kept
+        first_offsets = columns.all.offsets[columns.order[columns.bounds[:-1]]]
+        is_ordinary: NDArray[np.bool_] = (
+            columns.is_in_order
+            & ((headers["flags"] & OLD_IDS) == 0)
+            & (first_offsets > np.maximum(headers["applied_offset"], headers["silent_until"]))
+        )
+        has_kept = kept.bounds[1:] > kept.bounds[:-1]
+        first_ms = kept.ids["time_ms"].take(kept.bounds[:-1], mode="clip") if len(kept.ids) else 0
+        is_ordinary &= ~has_kept | (first_ms >= headers["newest_ms"])
+        self._leave_out_known(is_ordinary, has_kept, kept)
+        return is_ordinary
+
+    def _leave_out_known(
+        self, is_ordinary: NDArray[np.bool_], has_kept: NDArray[np.bool_], kept: KeptEvents
+    ) -> None:
+        """Of users who have one of the new ids in their ring already, the events are looked at."""
+        has_ring = self.headers["ring"] > 0
+        users = np.flatnonzero(is_ordinary & has_kept & has_ring)
+        ids = kept.ids.tobytes()
+        bounds = (kept.bounds * RING_ENTRY_BYTES).tolist()
+        for user, begin, end in zip(
+            users.tolist(),
+            self.events_end[users].tolist(),
+            self.ring_end[users].tolist(),
+            strict=True,
+        ):
+            find = self.rows[user].find
+            for at in range(bounds[user], bounds[user + 1], RING_ENTRY_BYTES):
+                if find(ids[at : at + HASH_BYTES], begin, end) >= 0:
+                    is_ordinary[user] = False
+                    break
+
+    def items_before(self, kept: KeptEvents, depth: int) -> NDArray[np.uint64]:
+        """[K, CHAIN_DEPTH] the `depth` items before each kept event, where all of them enter the
+        histories: newest first, 0 for none and for those that came with a merged user.
+
+        Events stand as in `kept.packed`.
+        """
+        counts = np.diff(kept.bounds)
+        distance = np.arange(CHAIN_DEPTH, 0, -1)
+        number = self.headers["events"][:, None].astype(np.int64) - distance
+        at = self._begins[:, None] + _HEADER_WORDS + number * _EVENT_WORDS
+        at[number < 0] = 0
+        old = self._words.take(at)
+        is_merged = self._words.take(at + _EVENT_OFFSET) == np.uint64(MERGED_OFFSET % 2**64)
+        old[(number < 0) | is_merged] = 0
+        users = np.repeat(np.arange(len(counts)), counts)
+        places = np.arange(len(users)) + (users + 1) * CHAIN_DEPTH
+        items = np.empty(len(users) + old.size, dtype=np.uint64)
+        is_old = np.ones(len(items), dtype=np.bool_)
+        is_old[places] = False
+        items[is_old] = old.reshape(-1)
+        items[places] = kept.packed["item"]
+        before: NDArray[np.uint64] = items.take(places[:, None] - np.arange(1, CHAIN_DEPTH + 1))
+        before[:, depth:] = 0
+        return before
+
+    def folded(
+        self, columns: EventColumns, is_in: NDArray[np.bool_], limits: RowLimits
+    ) -> list[bytes]:
+        """[U] the rows with their users' events in them, of those for whom `ordinary` holds.
+
+        Of users who are not in, what stands there is worth nothing.
+        """
+        kept, old, new = columns.kept, self.headers, self._headers_after(columns)
+        begins, ends = kept.bounds[:-1], kept.bounds[1:]
+        counts = ends - begins
+        size = old["events"] + counts
+        dropped = np.where(counts > 0, np.maximum(size - limits.max_history, 0), 0)
+        forgotten = self._forgotten(kept, is_in, new["newest_ms"], limits)
+        new["events"], new["ring"] = size - dropped, old["ring"] + counts - forgotten
+        packed, ids = kept.packed.tobytes(), kept.ids.tobytes()
+        rests = [row[end:] for row, end in zip(self.rows, self.ring_end.tolist(), strict=True)]
+        for user in np.flatnonzero(is_in & (dropped > 0)).tolist():
+            history = self.rows[user][HEADER.size : self.events_end[user]]
+            history += packed[begins[user] * EVENT_BYTES : ends[user] * EVENT_BYTES]
+            items = history[: dropped[user] * EVENT_BYTES]
+            end = int(old["taken"][user]) * HASH_BYTES
+            taken = taken_after(rests[user][:end], items, EVENT_BYTES, limits.max_taken)
+            rests[user] = taken + rests[user][end:]
+            new["taken"][user] = len(taken) // HASH_BYTES
+        old_dropped = np.minimum(dropped, old["events"])
+        old_forgotten = np.minimum(forgotten, old["ring"])
+        cuts = (
+            HEADER.size + EVENT_BYTES * old_dropped,
+            self.events_end,
+            EVENT_BYTES * (begins + dropped - old_dropped),
+            EVENT_BYTES * ends,
+            self.events_end + RING_ENTRY_BYTES * old_forgotten,
+            self.ring_end,
+            RING_ENTRY_BYTES * (begins + forgotten - old_forgotten),
+            RING_ENTRY_BYTES * ends,
+        )
+        headers = new.tobytes()
+        at = range(0, len(headers), HEADER.size)
+        each = zip(at, self.rows, rests, *(cut.tolist() for cut in cuts), strict=True)
+        return [
+            b"".join(
+                (headers[h : h + HEADER.size], row[a:b], packed[c:d], row[e:f], ids[i:j], rest)
+            )
+            for h, row, rest, a, b, c, d, e, f, i, j in each
+        ]
+
+    def _headers_after(self, columns: EventColumns) -> NDArray[np.void]:
+        """[U] the headers as they will be, but for what they count in the row."""
+        kept, headers = columns.kept, self.headers.copy()
+        counts = kept.bounds[1:] - kept.bounds[:-1]
+        headers["applied_offset"] = columns.all.offsets[columns.order[columns.bounds[1:] - 1]]
+        headers["events_total"] += counts.astype(np.uint32)
+        if len(kept.ids):
+            last_ms = kept.ids["time_ms"].take(kept.bounds[1:] - 1, mode="clip")
+            headers["newest_ms"] = np.where(counts > 0, last_ms, headers["newest_ms"])
+        return headers
+
+    def _forgotten(
+        self,
+        kept: KeptEvents,
+        is_in: NDArray[np.bool_],
+        newest_ms: NDArray[np.int64],
+        limits: RowLimits,
+    ) -> NDArray[np.int64]:
+        """[U] how many entries a ring with the new ones loses, as `ring_at` says: the first ones of
+        it, and then of the new ones."""
+        old, counts = self.headers["ring"].astype(np.int64), kept.bounds[1:] - kept.bounds[:-1]
+        horizons_ms = newest_ms - min(limits.max_lateness_ms, _LONGEST_MS)
+        times = self._begins + self.events_end // _WORD_BYTES + _RING_TIME  # of the first entries
+        first_ms = self._words.take(times, mode="clip").view(np.int64)
+        is_in = is_in & (counts > 0)
+        is_long = is_in & ((old > _LONG_RING) | (old + counts > limits.dedupe_ring))
+        looked = np.flatnonzero(is_in & ~is_long & (old > 0) & (first_ms < horizons_ms))
+        forgotten = np.zeros(len(old), dtype=np.int64)
+        if len(looked):
+            sizes = old[looked]
+            begins = np.cumsum(sizes) - sizes
+            place = np.arange(begins[-1] + sizes[-1]) - np.repeat(begins, sizes)
+            at = np.repeat(times[looked], sizes) + place * _RING_WORDS
+            is_young = self._words.take(at).view(np.int64) >= np.repeat(horizons_ms[looked], sizes)
+            place[~is_young] = _LONG_RING
+            forgotten[looked] = np.minimum(np.minimum.reduceat(place, begins), sizes)
+        users = np.repeat(np.arange(len(old)), counts)
+        is_old = kept.ids["time_ms"] < horizons_ms[users]
+        forgotten += np.where(forgotten == old, np.bincount(users[is_old], minlength=len(old)), 0)
+        for user in np.flatnonzero(is_long).tolist():
+            ring = self.rows[user][self.events_end[user] : self.ring_end[user]]
+            ring += kept.ids[kept.bounds[user] : kept.bounds[user + 1]].tobytes()
+            left = len(ring_at(ring, int(newest_ms[user]), limits))
+            forgotten[user] = (len(ring) - left) // RING_ENTRY_BYTES
+        return forgotten
