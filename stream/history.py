@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -350,36 +351,29 @@ def taken_after(taken: bytes, items: bytes, step: int, max_taken: int) -> bytes:
     One after another, each that is not there is put behind the others, and of more than
     `max_taken` the oldest is dropped.
     """
-    if not max_taken:
-        return taken
-    if len(taken) >= _MANY_BYTES:
-        for begin in range(0, len(items), _AT_ONCE * step):
-            part = items[begin : begin + _AT_ONCE * step]
-            taken = _many_taken_after(taken, part, step, max_taken)
-        return taken
-    for at in range(0, len(items), step):
-        item = items[at : at + HASH_BYTES]
-        if not _find(taken, item):
-            taken = (taken + item)[-max_taken * HASH_BYTES :]
+    further = np.frombuffer(items, _HASHES)[:: step // HASH_BYTES]
+    for begin in range(0, len(further), _AT_ONCE):
+        words, part = np.frombuffer(taken, _HASHES), further[begin : begin + _AT_ONCE]
+        is_same = words == part[:, None]
+        found = np.flatnonzero(is_same.any(axis=1))
+        last = len(words) - 1 - is_same[found, ::-1].argmax(axis=1) if len(found) else found
+        places = dict(zip(part[found].tolist(), last.tolist(), strict=True))
+        taken = put_behind(taken, part.tolist(), places, max_taken)
     return taken
 
 
-def _many_taken_after(taken: bytes, items: bytes, step: int, max_taken: int) -> bytes:
-    """`taken_after`, which looks for all of the items at once."""
-    words = np.frombuffer(taken, _HASHES)
-    further = np.frombuffer(items, _HASHES)[:: step // HASH_BYTES]
-    is_same = words == further[:, None]
-    found = np.flatnonzero(is_same.any(axis=1))
-    last = len(words) - 1 - is_same[found, ::-1].argmax(axis=1)
-    places = dict(zip(further[found].tolist(), last.tolist(), strict=True))
-    begin, end, added = 0, len(words), []  # those before `begin` are dropped by then
-    for item in further.tolist():
+def put_behind(taken: bytes, items: Iterable[int], places: dict[int, int], max_taken: int) -> bytes:
+    """What `taken_after` says; `places` are the last ones of those of the items that are there."""
+    if not max_taken:
+        return taken
+    begin, end, added = 0, len(taken) // HASH_BYTES, []  # those before `begin` are dropped by then
+    for item in items:
         if places.get(item, -1) < begin:
             places[item] = end
             end += 1
             begin = max(begin, end - max_taken)
             added.append(item)
-    return b"".join((taken, np.array(added, _HASHES).tobytes()))[begin * HASH_BYTES :]
+    return b"".join((taken, struct.pack(f"<{len(added)}Q", *added)))[begin * HASH_BYTES :]
 
 
 #: Reads the items of n consecutive events.
@@ -406,7 +400,7 @@ def _links_before(events: bytes, at: int) -> list[int]:
 
 #: From so many bytes on, comparing all hashes at once is faster than searching for one.
 _MANY_BYTES = 4096
-#: So many are looked for at once at most.
+#: So many items are looked for at once at most.
 _AT_ONCE = 64
 _HASHES = np.dtype("<u8")
 
