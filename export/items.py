@@ -78,7 +78,11 @@ class ItemIndex:
 
     def rows(self, item_ids: Iterable[str]) -> Rows:
         """[N] the rows of these items, new ones where they have none yet."""
-        return np.fromiter(map(self.row, item_ids), dtype=np.int64)
+        ids = list(item_ids)
+        try:
+            return np.fromiter(map(self._row_of_id.__getitem__, ids), np.int64, len(ids))
+        except KeyError:
+            return np.fromiter(map(self.row, ids), np.int64, len(ids))
 
     def hash_of(self, item_id: str) -> int:
         """The hash of an item; one that was never met gets a row."""

@@ -38,7 +38,8 @@ _RING_WORDS = RING_ENTRY_BYTES // _WORD_BYTES
 _LONG_RING = 64
 #: Where an event's offset lies in it, and the time in an entry of the ring, in words.
 _EVENT_OFFSET, _RING_TIME = 2, 1
-#: Spreads the numbers of users over 16 bits.
+_LOW_BITS = np.dtype("<u2")
+#: Spreads the numbers of users over so many bits.
 _ODD = 40503
 #: A span of time that is longer than any.
 _LONGEST_MS = 2**62
@@ -99,21 +100,30 @@ class StoredRows:
         self, is_ordinary: NDArray[np.bool_], has_kept: NDArray[np.bool_], kept: KeptEvents
     ) -> None:
         """Of users who have one of the new ids in their ring already, the events are looked at."""
-        has_ring = self.headers["ring"] > 0
-        users = np.flatnonzero(is_ordinary & has_kept & has_ring)
-        ids = kept.ids.tobytes()
-        bounds = (kept.bounds * RING_ENTRY_BYTES).tolist()
-        for user, begin, end in zip(
-            users.tolist(),
-            self.events_end[users].tolist(),
-            self.ring_end[users].tolist(),
-            strict=True,
-        ):
-            find = self.rows[user].find
-            for at in range(bounds[user], bounds[user + 1], RING_ENTRY_BYTES):
-                if find(ids[at : at + HASH_BYTES], begin, end) >= 0:
-                    is_ordinary[user] = False
-                    break
+        is_in = is_ordinary & has_kept & (self.headers["ring"] > 0)
+        users = np.flatnonzero(is_in)
+        if not len(users):
+            return
+        counts = kept.bounds[1:] - kept.bounds[:-1]
+        new = kept.ids.view(_LOW_BITS)[:: RING_ENTRY_BYTES // 2][np.repeat(is_in, counts)]
+        begins = self._begins[users] + self.events_end[users] // _WORD_BYTES
+        ends = begins + self.headers["ring"][users].astype(np.int64) * _RING_WORDS
+        old = self._low_bits(begins, ends, _RING_WORDS)
+        for at in set(_perhaps_known(old, new, counts[users])[0].tolist()):
+            user, row = users[at], self.rows[users[at]]
+            ids = kept.ids["hash"][kept.bounds[user] : kept.bounds[user + 1]].tobytes()
+            ring = row[self.events_end[user] : self.ring_end[user]]
+            is_ordinary[user] = not any(
+                ids[begin : begin + HASH_BYTES] in ring for begin in range(0, len(ids), HASH_BYTES)
+            )
+
+    def _low_bits(
+        self, begins: NDArray[np.int64], ends: NDArray[np.int64], step: int
+    ) -> list[NDArray[np.uint16]]:
+        """The lowest bits of every `step`-th word from each begin to its end."""
+        bits, each = self._words.view(_LOW_BITS), _WORD_BYTES // 2
+        bounds = zip((begins * each).tolist(), (ends * each).tolist(), strict=True)
+        return [bits[begin : end : step * each] for begin, end in bounds]
 
     def items_before(self, kept: KeptEvents, depth: int) -> NDArray[np.uint64]:
         """[K, CHAIN_DEPTH] the `depth` items before each kept event, where all of them enter the
@@ -219,25 +229,17 @@ class StoredRows:
             items[at] = np.concatenate([items[at], new_items[begin:end]])
         sizes = self.headers["taken"][users].astype(np.int64)
         begins = self._begins[users] + self.ring_end[users] // _WORD_BYTES
-        bounds = list(zip(begins.tolist(), (begins + sizes).tolist(), strict=True))
-        salts = (np.arange(len(users)) * _ODD).astype(np.uint16)  # one user's items are no other's
-        counts = [len(of_user) for of_user in items]
-        is_wanted = np.zeros(2**16, dtype=np.bool_)
-        is_wanted[np.concatenate(items).astype(np.uint16) ^ np.repeat(salts, counts)] = True
-        lowest = words.view("<u2")[:: _WORD_BYTES // 2]
-        taken_bits = np.concatenate([lowest[begin:end] for begin, end in bounds])
-        # with an index, it takes three times as long
-        found = is_wanted.take(taken_bits ^ np.repeat(salts, sizes)).nonzero()[0]
-        ends = np.cumsum(sizes)
-        of_user = np.searchsorted(ends, found, side="right")
-        places = found - (ends - sizes)[of_user]
+        old_bits = self._low_bits(begins, begins + sizes, 1)
+        new_bits = np.concatenate(items).astype(_LOW_BITS)
+        of_user, places = _perhaps_known(old_bits, new_bits, [len(its) for its in items])
         known: list[dict[int, int]] = [{} for _ in items]
         hashes = words[begins[of_user] + places].tolist()
         for at, item, place in zip(of_user.tolist(), hashes, places.tolist(), strict=True):
             known[at][item] = place
-        for at, (user, (begin, end)) in enumerate(zip(users.tolist(), bounds, strict=True)):
-            taken = words[begin:end].tobytes()
-            yield user, put_behind(taken, items[at].tolist(), known[at], limits.max_taken)
+        for user, its_items, its_known in zip(users.tolist(), items, known, strict=True):
+            begin, size = int(self.ring_end[user]), int(self.headers["taken"][user])
+            taken = self.rows[user][begin : begin + size * HASH_BYTES]
+            yield user, put_behind(taken, its_items.tolist(), its_known, limits.max_taken)
 
     def _forgotten(
         self,
@@ -273,3 +275,25 @@ class StoredRows:
             left = len(ring_at(ring, int(newest_ms[user]), limits))
             forgotten[user] = (len(ring) - left) // RING_ENTRY_BYTES
         return forgotten
+
+
+def _perhaps_known(
+    old: list[NDArray[np.uint16]],
+    new: NDArray[np.uint16],
+    counts: NDArray[np.int64] | list[int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of some users' old hashes may be among their new ones, by the lowest bits of each.
+
+    Arguments: the old ones of each user, the new ones of all, and how many those of each are.
+
+    Returns: ([F] numbers of users, [F] places among the old ones of that user).
+    """
+    salts = (np.arange(len(old)) * _ODD).astype(_LOW_BITS)  # one user's hashes are no other's
+    is_wanted = np.zeros(2**16, dtype=np.bool_)
+    is_wanted[new ^ np.repeat(salts, counts)] = True
+    sizes = np.fromiter(map(len, old), np.int64, len(old))
+    # with an index in place of `take`, it takes three times as long
+    found = is_wanted.take(np.concatenate(old) ^ np.repeat(salts, sizes)).nonzero()[0]
+    ends = np.cumsum(sizes)
+    users = np.searchsorted(ends, found, side="right")
+    return users, found - (ends - sizes)[users]
