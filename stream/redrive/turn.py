@@ -25,6 +25,11 @@ _HEARTBEAT_MS = 1_500
 #: Between two looks whether the turn is still ours; sending a few hundred records takes less.
 _MAX_SILENCE_MS = 600_000
 _JOIN_PATIENCE_S = 30.0
+#: How long one look for the group's answer is, at the first joining and at all others. kafka-python
+#: loses the answer where such a look ends between question and answer, and never asks again: then
+#: the group is joined anew, with longer looks.
+_LOOKS_MS = (100, 1000)
+_JOIN_ANEW_S = 6.0
 _BOOTSTRAP_TIMEOUT_MS = 5000
 
 
@@ -61,8 +66,6 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
             bootstrap_timeout_ms=_BOOTSTRAP_TIMEOUT_MS,
         )
         try:
-            self._consumer.subscribe([self._topic], listener=self)
-            # right after its making a topic may be unknown: the group decides again when it is not
             if not self._wait_for_turn():
                 raise self._not_our_turn()
         except BaseException:
@@ -101,8 +104,20 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         One that is lost meanwhile may come back: nothing was read or sent in it.
         """
         deadline = time.monotonic() + _JOIN_PATIENCE_S
+        look_ms, then_ms = _LOOKS_MS
         while time.monotonic() < deadline:
-            self._consumer.poll(timeout_ms=100)
+            if self._joins_for_turn(min(deadline, time.monotonic() + _JOIN_ANEW_S), look_ms):
+                return True
+            look_ms = then_ms
+            self._consumer.unsubscribe()
+        return False
+
+    def _joins_for_turn(self, deadline: float, look_ms: int) -> bool:
+        self._has_it = False
+        # right after its making a topic may be unknown: the group decides again when it is not
+        self._consumer.subscribe([self._topic], listener=self)
+        while time.monotonic() < deadline:
+            self._consumer.poll(timeout_ms=look_ms)
             self._is_lost = False
             if self._has_it and self._is_member() and not self._is_lost:
                 return True

@@ -18,6 +18,8 @@ from kafka_cluster import Broker
 
 from stream.dead_letters import DeadLetter
 from stream.partitioner import partitions_of
+from stream.redrive import turn
+from stream.settings import Settings
 
 PARTITIONS = 8
 
@@ -160,7 +162,8 @@ def test_one_that_stood_still_while_another_redrove_sends_nothing_more(engine: E
 
     stopped = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     try:
-        os.waitpid(stopped.pid, os.WUNTRACED)
+        _, status = os.waitpid(stopped.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), stopped.communicate(timeout=60)[1]
         other = told(engine, "redrive", "--yes")
         stopped.send_signal(signal.SIGCONT)
         said = stopped.communicate(timeout=60)[1]
@@ -170,6 +173,17 @@ def test_one_that_stood_still_while_another_redrove_sends_nothing_more(engine: E
     assert (other["records"], other["sent_before"]) == (200, 500)
     assert "NotOurTurnError" in said
     assert_each_once(engine, letters)
+
+
+def test_a_turn_comes_though_the_groups_answer_to_the_first_joining_is_lost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_letters(engine, keyless(engine, 1))
+    monkeypatch.setattr(turn, "_LOOKS_MS", (1, 1000))  # it ends before the answer is there
+    settings = Settings(bootstrap=engine.bootstrap, prefix=engine.prefix)
+
+    with turn.Turn(settings, print) as mine:
+        mine.check()
 
 
 def test_list_counts_by_reason_or_names_the_newest_and_show_prints_one(engine: Engine) -> None:
