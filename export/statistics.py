@@ -262,8 +262,9 @@ class ItemStatistics:
                 for kind in weights[:, begin:end]:
                     is_kept[_largest(kind, hashes[begin:end], limit)] = True
                 kept = is_kept.nonzero()[0]
-                mine, my_shares = mine.take(kept), my_shares.take(kept, axis=1)
-            self._cut[row] = mine, my_shares
+                self._cut[row] = mine.take(kept), my_shares.take(kept, axis=1)
+            else:  # copied: a view would keep the columns of all these items in memory
+                self._cut[row] = mine.copy(), my_shares.copy()
             begin = end
 
 

@@ -209,11 +209,12 @@ def _chains(
     The statistics may know items that came after the V = `size` of the ranking: padding too.
     """
     users, depth = recent.shape
-    links = [_NO_LINKS] * recent.size
-    places = np.flatnonzero(recent.ravel() >= 0).tolist()
-    asked = recent.ravel()[places].tolist()
-    for place, strongest in zip(places, statistics.strongest_of(asked), strict=True):
-        links[place] = strongest
+    items = recent.ravel()
+    places = np.flatnonzero(items >= 0)
+    links = [_NO_LINKS] * len(items)
+    strongest = statistics.strongest_of(items[places].tolist())
+    for place, of_item in zip(places.tolist(), strongest, strict=True):
+        links[place] = of_item
     counts = np.array([len(rows) for rows, _ in links]).reshape(users, depth)
     lengths = counts.sum(axis=1)
     starts = lengths.cumsum() - lengths

@@ -275,6 +275,19 @@ def test_neighbours_of_several_items_are_read_at_once_as_one_by_one(data):
         assert shares.tobytes() == wanted_shares.tobytes()
 
 
+def test_what_is_kept_of_an_item_keeps_nothing_of_others_in_memory():
+    pairs = [("item-1", "item-0"), ("item-3", "item-2")]
+    events = [
+        Counted(0, n, item, (before,), START_MS, 16) for n, (item, before) in enumerate(pairs)
+    ]
+    statistics = statistics_of([events])
+
+    for to, shares in statistics.strongest_of(range(4)):
+        assert len(to) == 1
+        assert to.base is None
+        assert shares.base is None
+
+
 def test_neighbours_stand_in_the_order_of_their_hashes_whatever_bits_tell_them_apart():
     owners = np.array([0, 1, 1, 1, 2])
     hashes = np.array([7, 2**63 + 5, 2**63 + 4, 2**63 + 6, 0], dtype=np.uint64)
