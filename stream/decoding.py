@@ -70,8 +70,8 @@ class Kind:
         )
 
 
-#: More than any time in milliseconds, and small enough to be added to one.
-_LONGEST_MS = 2**62
+#: More than any span of time in milliseconds, and small enough to be added to a time.
+LONGEST_MS = 2**62
 
 #: Distinct names of events that are remembered as checked; the rest is checked each time.
 _MAX_NAMES = 4096
@@ -168,7 +168,7 @@ class EventDecoder:
         except OverflowError:
             return None
         sent_ms = np.array([record.timestamp for record in records], dtype=np.int64)
-        if (times_ms > sent_ms + min(self._settings.max_future_ms, _LONGEST_MS)).any():
+        if (times_ms > sent_ms + min(self._settings.max_future_ms, LONGEST_MS)).any():
             return None
         return np.minimum(times_ms, sent_ms)
 

@@ -68,6 +68,11 @@ class KeptEvents:
     ids: NDArray[np.void]  # [K] RING_ENTRY
     bounds: Places  # [U + 1]
 
+    @property
+    def counts(self) -> Places:
+        """[U] how many each user has."""
+        return np.diff(self.bounds)
+
 
 @dataclass(frozen=True, slots=True)
 class EventColumns:

@@ -196,7 +196,7 @@ class Folder:
     ) -> list[bytes]:
         """[U] the new rows of these users: what `_fold_singly` would come to, at once."""
         columns, kept = users.columns, users.columns.kept
-        is_in = np.repeat(is_whole, np.diff(kept.bounds))
+        is_in = np.repeat(is_whole, kept.counts)
         count = int(np.count_nonzero(is_in))
         events = np.diff(columns.bounds)[is_whole].sum()
         batch.count("visits", int(events) - count)

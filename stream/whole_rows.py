@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.statistics import CHAIN_DEPTH
+from stream.decoding import LONGEST_MS
 from stream.event_columns import EventColumns, KeptEvents
 from stream.history import RowLimits, UserRow, put_behind, ring_at
 from stream.row_codec import (
@@ -41,8 +42,6 @@ _EVENT_OFFSET, _RING_TIME = 2, 1
 _LOW_BITS = np.dtype("<u2")
 #: Spreads the numbers of users over so many bits.
 _ODD = 40503
-#: A span of time that is longer than any.
-_LONGEST_MS = 2**62
 
 
 class StoredRows:
@@ -90,7 +89,7 @@ class StoredRows:
             & ((headers["flags"] & OLD_IDS) == 0)
             & (first_offsets > np.maximum(headers["applied_offset"], headers["silent_until"]))
         )
-        has_kept = kept.bounds[1:] > kept.bounds[:-1]
+        has_kept = kept.counts > 0
         first_ms = kept.ids["time_ms"].take(kept.bounds[:-1], mode="clip") if len(kept.ids) else 0
         is_ordinary &= ~has_kept | (first_ms >= headers["newest_ms"])
         self._leave_out_known(is_ordinary, has_kept, kept)
@@ -104,7 +103,7 @@ class StoredRows:
         users = np.flatnonzero(is_in)
         if not len(users):
             return
-        counts = kept.bounds[1:] - kept.bounds[:-1]
+        counts = kept.counts
         new = kept.ids.view(_LOW_BITS)[:: RING_ENTRY_BYTES // 2][np.repeat(is_in, counts)]
         begins = self._begins[users] + self.events_end[users] // _WORD_BYTES
         ends = begins + self.headers["ring"][users].astype(np.int64) * _RING_WORDS
@@ -131,7 +130,7 @@ class StoredRows:
 
         Events stand as in `kept.packed`.
         """
-        counts = np.diff(kept.bounds)
+        counts = kept.counts
         distance = np.arange(CHAIN_DEPTH, 0, -1)
         number = self.headers["events"][:, None].astype(np.int64) - distance
         at = self._begins[:, None] + _HEADER_WORDS + number * _EVENT_WORDS
@@ -158,8 +157,7 @@ class StoredRows:
         Of users who are not in, what stands there is worth nothing.
         """
         kept, old, new = columns.kept, self.headers, self._headers_after(columns)
-        begins, ends = kept.bounds[:-1], kept.bounds[1:]
-        counts = ends - begins
+        begins, ends, counts = kept.bounds[:-1], kept.bounds[1:], kept.counts
         size = old["events"] + counts
         dropped = np.where(counts > 0, np.maximum(size - limits.max_history, 0), 0)
         forgotten = self._forgotten(kept, is_in, new["newest_ms"], limits)
@@ -194,7 +192,7 @@ class StoredRows:
     def _headers_after(self, columns: EventColumns) -> NDArray[np.void]:
         """[U] the headers as they will be, but for what they count in the row."""
         kept, headers = columns.kept, self.headers.copy()
-        counts = kept.bounds[1:] - kept.bounds[:-1]
+        counts = kept.counts
         headers["applied_offset"] = columns.all.offsets[columns.order[columns.bounds[1:] - 1]]
         headers["events_total"] += counts.astype(np.uint32)
         if len(kept.ids):
@@ -250,8 +248,8 @@ class StoredRows:
     ) -> NDArray[np.int64]:
         """[U] how many entries a ring with the new ones loses, as `ring_at` says: the first ones of
         it, and then of the new ones."""
-        old, counts = self.headers["ring"].astype(np.int64), kept.bounds[1:] - kept.bounds[:-1]
-        horizons_ms = newest_ms - min(limits.max_lateness_ms, _LONGEST_MS)
+        old, counts = self.headers["ring"].astype(np.int64), kept.counts
+        horizons_ms = newest_ms - min(limits.max_lateness_ms, LONGEST_MS)
         times = self._begins + self.events_end // _WORD_BYTES + _RING_TIME  # of the first entries
         first_ms = self._words.take(times, mode="clip").view(np.int64)
         is_in = is_in & (counts > 0)

@@ -113,6 +113,7 @@ class Turn(ConsumerRebalanceListener):  # type: ignore[misc]
         return False
 
     def _joins_for_turn(self, deadline: float, look_ms: int) -> bool:
+        """The same for one joining of the group."""
         self._has_it = False
         # right after its making a topic may be unknown: the group decides again when it is not
         self._consumer.subscribe([self._topic], listener=self)
