@@ -30,7 +30,7 @@ from stream.kafka.continuity import Continuity
 from stream.kafka.marks import ForeignStateError
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
-from stream.kafka.restore import pass_over, restore, restored_offsets
+from stream.kafka.restore import begin_recovery, pass_over, restore, restored_offsets
 from stream.kafka.table import RowTable
 
 #: One wait for records; also how often a quiet consumer looks whether it should stop.
@@ -292,6 +292,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """
         tables = self.app.tables
         own = tables.recovery.active_tps.intersection(partitions)
+        if own:
+            begin_recovery(tables)
         rows = {tp for tp in own if isinstance(tables._changelogs[tp.topic], RowTable)}
         if rows and self.options.fence is not None:
             for tp, offset in (await self.options.fence(rows)).items():

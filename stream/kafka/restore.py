@@ -48,6 +48,15 @@ async def restore(
     return True
 
 
+def begin_recovery(tables: TableManager) -> None:
+    """Forget that an earlier recovery has ended.
+
+    Faust does so within five seconds, as its own reader of changelogs waits no longer for a row. It
+    would take partitions that come sooner for recovered, without a row.
+    """
+    tables.recovery.signal_recovery_end.clear()
+
+
 def pass_over(tables: TableManager, tp: TP, offset: int) -> None:
     """Take note of a row of the fence that this worker has written itself, if it has all before it:
     so a start with nothing else to be read need not read."""

@@ -19,6 +19,7 @@ from stream.agents import BatchProcessor
 from stream.events import MergePart, Wish
 from stream.guards import ALL_GUARDS, GuardName, Guards
 from stream.history import RowLimits, UserRow
+from stream.kafka import consumer
 from stream.kafka.batches import RecordBatch
 from stream.kafka.consumer import BatchConsumer
 from stream.kafka.continuity import Continuity
@@ -214,6 +215,10 @@ def _rows_apart_from_position() -> list[Patch]:
     return [(SimulatedStore, "write", write)]
 
 
+def _former_recovery_counts() -> list[Patch]:
+    return [(consumer, "begin_recovery", lambda tables: None)]
+
+
 def _no_source_row() -> list[Patch]:
     def source_watermark(self: RowTable, partition: int) -> int | None:
         found = self.data.db(partition).rows
@@ -307,6 +312,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "unfenced: a worker that stood still goes on, whoever has its partitions by now",
         _no_ownership,
         without="changelog-fence",
+    ),
+    Mutant(
+        "recovery-end",
+        "partitions are taken for recovered because others were",
+        _former_recovery_counts,
     ),
     Mutant("continuity", "slices are taken as they come", _no_continuity),
     Mutant("dropped", "slices that came at a bad moment are not read again", _dropped_is_lost),

@@ -351,7 +351,6 @@ class SimulatedWorker:
             tp: self.table.data.persisted_offset(tp.partition) for tp in changelogs
         }
         recovery.ends = await consumer.highwaters(*sorted(changelogs))
-        recovery.signal_recovery_end.clear()
         await consumer.seek_wait({tp: max(at, 0) for tp, at in recovery.active_offsets.items()})
         if recovery.need_recovery():
             recovery.in_recovery = True

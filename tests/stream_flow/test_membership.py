@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -154,6 +155,22 @@ def test_of_a_killed_worker_a_standby_takes_over_without_reading_the_changelog_a
     assert took_s < SESSION_S + SLACK_S
     restored = restored_rows(survivor, before, partitions)
     assert restored == 0 if standbys else restored > 0
+
+
+def test_partitions_that_come_right_after_a_recovery_are_recovered_as_well(
+    scene: Scene, worker: Worker
+) -> None:
+    first, second = two_workers(scene, worker)
+    assert first.end() == 0
+    shutil.rmtree(first.data)
+    started = len(first.told("ready"))
+
+    first.start().wait_until_ready(PARTITIONS // 2, beyond=started)
+    assert second.end() == 0
+    ready = first.wait_until_ready(PARTITIONS, beyond=started)
+
+    marks = {int(partition): mark for partition, mark in ready["watermarks"].items()}
+    assert marks == {p: end - 1 for p, end in scene.ends(scene.events).items()}
 
 
 def restored_rows(process: WorkerProcess, beyond: int, partitions: set[int]) -> int:

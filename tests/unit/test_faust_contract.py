@@ -179,8 +179,11 @@ def test_an_app_takes_transports_and_classes():
 
 
 def test_changelogs_are_fenced_after_it_is_known_how_far_they_are_applied_and_before_their_ends():
-    """`highwaters` fences those in `active_tps`; what is applied stands in `active_offsets`."""
-    steps = ["_build_highwaters", "_build_offsets", "need_recovery"]
+    """`highwaters` fences those in `active_tps`; what is applied stands in `active_offsets`.
+
+    It forgets the end of an earlier recovery too, before the end of this one is waited for.
+    """
+    steps = ["_build_highwaters", "_build_offsets", "need_recovery", "signal_recovery_end.wait"]
     source = inspect.getsource(Recovery._restart_recovery.fun)  # a Service.task
 
     assert [source.index(step) for step in steps] == sorted(map(source.index, steps))
