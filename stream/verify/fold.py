@@ -74,7 +74,11 @@ def verify_fold(settings: Settings, data_dirs: list[Path]) -> Report:
     return Report(
         [
             rows,
-            *([check_disk(data_dirs, app, changelog)] if data_dirs else []),
+            *(
+                [check_disk(data_dirs, app, changelog, log.fingerprint(changes))]
+                if data_dirs
+                else []
+            ),
             deltas,
             counts,
             lists,

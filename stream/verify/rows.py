@@ -25,6 +25,8 @@ _FILTER = struct.Struct("<Q8sq")
 #: The time of an id from a row of version 1 or 2.
 _UNTIMED_MS = 2**63 - 1
 _SOURCE_KEY = b"\x00source"
+#: In the place of a fingerprint: rows of an older worker, or of a broker that tells no ids.
+_UNKNOWN = 0
 _FENCE_KEY = b"\x00fence"  # for the broker: no disk keeps it
 _OWN_KEYS = (_SOURCE_KEY, b"\x00postponed", _FENCE_KEY)
 _COPIES_KEY = b"\x00copies-"  # and the partition of the originals
@@ -259,17 +261,23 @@ def _rings(
     return should, has
 
 
-def check_disk(data_dirs: list[Path], app: str, changelog: Changelog) -> Check:
+def check_disk(
+    data_dirs: list[Path], app: str, changelog: Changelog, changelog_fingerprint: int
+) -> Check:
     """What workers have on disk against the changelog, up to where each one has it.
 
     A key that has a newer record in the changelog than the disk knows of cannot be judged: the
-    older record may be compacted away.
+    older record may be compacted away. Copies of a changelog of the same name that was deleted are
+    noted: a worker sets them aside when it comes to open them.
     """
     check = Check("rows on disk", "rows")
     current = set()
     for path in sorted(p for d in data_dirs for p in d.glob(f"{app}/v*/tables/*-*.db")):
         partition = int(path.stem.rpartition("-")[2])
         rows = _rows_on_disk(path)
+        if _changelog_of(rows) not in (_UNKNOWN, changelog_fingerprint):
+            check.notes.append(f"{path} is of a changelog that was deleted")
+            continue
         position = int(rows.pop(_POSITION_KEY, b"-1"))
         if position >= changelog.ends[partition] - 1:
             current.add(partition)
@@ -301,6 +309,11 @@ def _compare_disk(
     for key in rows:
         if (partition, key) not in changelog.values:
             check.miss(f"{path}: a row of {key!r}, which the changelog does not know")
+
+
+def _changelog_of(rows: dict[bytes, bytes]) -> int:
+    """The fingerprint of the changelog that rows on disk are a copy of."""
+    return int.from_bytes(rows.get(_SOURCE_KEY, b"")[16:24], "little")
 
 
 def _rows_on_disk(path: Path) -> dict[bytes, bytes]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from engine import Engine, Worker, driftline, event, wait_until
@@ -74,15 +76,16 @@ def newest_seq(engine: Engine) -> dict[str, int]:
     return found
 
 
-def assert_exact(engine: Engine, worker: Worker) -> None:
-    """State, lists and statistics are the fold of the log that there is now."""
+def assert_exact(engine: Engine, worker: Worker, *others: Worker) -> dict[str, Any]:
+    """State, lists and statistics are the fold of the log that there is now; gives the report."""
     engine.wait_until_all_is_done()
     engine.wait_for_snapshot()
     worker.stop()
-    code, report = engine.verify_fold(worker)
+    code, report = engine.verify_fold(worker, *others)
     assert code == 0, json.dumps(report, indent=1)
     assert report["checks"]["rows in the changelog"]["checked"] == len(USERS)
     assert report["checks"]["counts of the snapshot"]["checked"] > 0
+    return report
 
 
 def test_events_of_another_topic_end_the_worker_and_after_the_way_out_all_is_exact(
@@ -117,12 +120,15 @@ def test_a_lost_changelog_is_built_again_from_the_events_and_seq_goes_on(engine:
     worker = started_and_done(engine)
     worker.stop()
     seqs = newest_seq(engine)
+    gone = engine.worker("gone")  # had these rows, and is not started any more
+    shutil.copytree(worker.data_dir, gone.data_dir)
 
     make_anew(engine, CHANGELOG)
     worker.start()
     send(engine, 100, 30)
 
-    assert_exact(engine, worker)
+    report = assert_exact(engine, worker, gone)
+    assert "changelog that was deleted" in " ".join(report["checks"]["rows on disk"]["notes"])
     assert "it is a copy of a changelog that was deleted" in worker.log_path.read_text()
     assert all(seq > seqs[user] for user, seq in newest_seq(engine).items())
 
