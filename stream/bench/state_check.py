@@ -20,7 +20,7 @@ from stream.bench.raw_loop import count_in
 from stream.bench.topics import read_topic
 from stream.bench.workload import user_id
 from stream.history import UserRow, row_key
-from stream.kafka.table import FENCE_KEY, OFFSET_KEY, POSTPONED_KEY, SOURCE_KEY
+from stream.kafka.table import CHANGELOG_KEY, FENCE_KEY, OFFSET_KEY, POSTPONED_KEY, SOURCE_KEY
 from stream.settings import Settings
 from stream.statistics import DeltaRecord
 from stream.topics import state_changelog
@@ -123,6 +123,6 @@ def _rows_on_disk(data_dir: Path) -> Iterator[tuple[bytes, bytes]]:
             str(path), options=options, access_type=rocksdict.AccessType.read_only()
         )
         for key, value in database.items():
-            if key not in (SOURCE_KEY, POSTPONED_KEY, OFFSET_KEY):
+            if key not in (SOURCE_KEY, POSTPONED_KEY, OFFSET_KEY, CHANGELOG_KEY):
                 yield key, value
         database.close()

@@ -37,6 +37,10 @@ class TopicMarks:
     source: int = UNKNOWN
     changelog: int = UNKNOWN
 
+    def may_be_of_changelog(self, now: TopicMarks) -> bool:
+        """Whether both speak of one changelog, as far as is known."""
+        return _may_be_same(self.changelog, now.changelog)
+
 
 @dataclass(frozen=True, slots=True)
 class SourceMark:
@@ -62,15 +66,11 @@ class SourceMark:
         """The value of a table's source row."""
         return _MARK.pack(self.offset, self.topics.source, self.topics.changelog, self.seq_floor)
 
-    def is_of_changelog(self, now: TopicMarks) -> bool:
-        """Whether it was written to the changelog that there is now, as far as is known."""
-        return _may_be_same(self.topics.changelog, now.changelog)
-
     def require_same_topics(self, now: TopicMarks) -> None:
         """Raises ForeignStateError when it is known to speak of other topics."""
         if not _may_be_same(self.topics.source, now.source):
             raise ForeignStateError(SOURCE_REMADE)
-        if not self.is_of_changelog(now):
+        if not self.topics.may_be_of_changelog(now):
             raise ForeignStateError(CHANGELOG_REMADE)
 
 

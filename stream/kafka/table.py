@@ -22,7 +22,7 @@ from faust.types import TP, EventT
 from faust.types.tables import CollectionT
 
 from export.errors import DriftlineError
-from stream.kafka.marks import SourceMark, TopicMarks
+from stream.kafka.marks import UNKNOWN, SourceMark, TopicMarks
 
 #: A row: key and value; None deletes.
 Row = tuple[bytes, bytes | None]
@@ -38,6 +38,10 @@ POSTPONED_KEY = b"\x00postponed"
 #: broker: no disk keeps it.
 FENCE_KEY = b"\x00fence"
 
+#: Key of the fingerprint of the changelog that a database is a copy of, on disk alone. It is there
+#: before the first row: the row that tells of the source may come last of all.
+CHANGELOG_KEY = b"\x00changelog"
+
 #: Keys that begin so are the table's own; no user's does.
 _OWN = b"\x00"
 
@@ -45,6 +49,7 @@ _OWN = b"\x00"
 OFFSET_KEY: bytes = rocksdb.Store.offset_key
 
 _PRODUCER = struct.Struct("<qh")
+_FINGERPRINT = struct.Struct("<Q")
 
 #: One cache for all partitions of a table. Faust's default is 2 GiB for each partition.
 BLOCK_CACHE_BYTES = 64 * 1024**2
@@ -277,25 +282,35 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
         try:
             database = rocksdict.Rdict(str(path), options=self._rocksdb_options())
             if (reason := self._why_unusable(database)) is None:
-                return database
+                return self._marked(database)
         except Exception as error:
             if not _is_damage(error):
                 raise
             reason = str(error)
         self._set_aside(partition, reason)
-        return rocksdict.Rdict(str(path), options=self._rocksdb_options())
+        return self._marked(rocksdict.Rdict(str(path), options=self._rocksdb_options()))
 
     def _why_unusable(self, database: rocksdict.Rdict) -> str | None:
         """Why a database must be built again, which is closed then; None: it need not."""
         try:
-            packed = database.get(SOURCE_KEY)
-            if packed is None or SourceMark.unpack(packed).is_of_changelog(self.table.topics):
+            copied, source = database.get([CHANGELOG_KEY, SOURCE_KEY])
+            marks = [] if source is None else [SourceMark.unpack(source).topics]
+            if copied is not None:
+                marks.append(TopicMarks(changelog=_FINGERPRINT.unpack(copied)[0]))
+            if all(mark.may_be_of_changelog(self.table.topics) for mark in marks):
                 return None
         except BaseException:
             database.close()
             raise
         database.close()
         return "it is a copy of a changelog that was deleted"
+
+    def _marked(self, database: rocksdict.Rdict) -> rocksdict.Rdict:
+        """The database, which says of which changelog it is a copy where that is known."""
+        fingerprint = self.table.topics.changelog
+        if fingerprint != UNKNOWN and database.get(CHANGELOG_KEY) is None:
+            database.put(CHANGELOG_KEY, _FINGERPRINT.pack(fingerprint))
+        return database
 
     def _set_aside(self, partition: int, reason: str) -> None:
         path = self.partition_path(partition)

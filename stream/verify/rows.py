@@ -27,6 +27,7 @@ _UNTIMED_MS = 2**63 - 1
 _SOURCE_KEY = b"\x00source"
 #: In the place of a fingerprint: rows of an older worker, or of a broker that tells no ids.
 _UNKNOWN = 0
+_CHANGELOG_KEY = b"\x00changelog"  # on disk alone
 _FENCE_KEY = b"\x00fence"  # for the broker: no disk keeps it
 _OWN_KEYS = (_SOURCE_KEY, b"\x00postponed", _FENCE_KEY)
 _COPIES_KEY = b"\x00copies-"  # and the partition of the originals
@@ -312,8 +313,9 @@ def _compare_disk(
 
 
 def _changelog_of(rows: dict[bytes, bytes]) -> int:
-    """The fingerprint of the changelog that rows on disk are a copy of."""
-    return int.from_bytes(rows.get(_SOURCE_KEY, b"")[16:24], "little")
+    """The fingerprint of the changelog that rows on disk are a copy of; takes out its own row."""
+    of_disk = rows.pop(_CHANGELOG_KEY, b"")
+    return int.from_bytes(of_disk or rows.get(_SOURCE_KEY, b"")[16:24], "little")
 
 
 def _rows_on_disk(path: Path) -> dict[bytes, bytes]:

@@ -25,6 +25,7 @@ from stream.kafka.batches import BatchOptions, BatchOptionsError
 from stream.kafka.bounded import FetchBound
 from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import FENCED_EXIT_CODE, LoopGuard
+from stream.kafka.marks import TopicMarks
 from stream.kafka.producer import BatchProducer, RecordTooLargeError, record_bytes
 from stream.kafka.table import DamagedTableError, ReservedKeyError, RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
@@ -251,12 +252,12 @@ def make_table(tmp_path: Path) -> Iterator[object]:
     """Opens the same table again and again, as restarts do; at most one at a time."""
     opened: list[RowTable] = []
 
-    def make() -> RowTable:
+    def make(topics: TopicMarks | None = None) -> RowTable:
         close()
         app = faust.App(f"rows-{len(opened)}", datadir=str(tmp_path), **faust_settings())
         app.conf.tabledir = tmp_path / "tables"
         app.conf.tabledir.mkdir(exist_ok=True)
-        opened.append(app.Table("rows", partitions=2))
+        opened.append(app.Table("rows", partitions=2, topics=topics))
         return opened[-1]
 
     def close() -> None:
@@ -289,6 +290,23 @@ def test_rows_offset_and_watermark_survive_a_restart_together(make_table):
     assert table.get_many(1, [b"a"]) == [b"1"]
     assert table.persisted_offset(changelog) == 9
     assert table.source_watermark(1) == 41
+
+
+@pytest.mark.parametrize("last", [[], [source_row(41, TopicMarks(changelog=1))]])
+def test_rows_of_a_changelog_that_was_deleted_are_set_aside_even_if_not_all_were_there(
+    make_table, tmp_path, last
+):
+    table = make_table(TopicMarks(changelog=1))
+    table.write(0, [(b"a", b"1"), *last], 9)
+    table = make_table(TopicMarks(changelog=1))
+    assert table.get_many(0, [b"a"]) == [b"1"]
+
+    table = make_table(TopicMarks(changelog=2))
+
+    assert table.get_many(0, [b"a"]) == [None]
+    assert table.persisted_offset(TP(table.changelog_topic_name, 0)) is None
+    assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
+    assert list(table.iter_rows(0)) == []
 
 
 def test_a_row_under_the_tables_own_key_is_refused(make_table):
