@@ -1,7 +1,7 @@
 """Measure the way of an event to its list: first how many a second there can be, then how long.
 
 One worker with a release, real Kafka, the whole path: state, ranking, publishing. The maximum is
-the rate at which a burst is worked off. Loads are shares of it, sent open loop (see open_loop).
+what it keeps up with while more is sent. Loads are shares of it, sent open loop (see open_loop).
 Each batch wait gets a worker of its own on the same state, and the state is verified after each.
 """
 
@@ -19,7 +19,7 @@ import uvloop
 from msgspec import Struct
 
 from export.release import Release
-from stream.bench.open_loop import Load, OpenLoop, sustained_rate
+from stream.bench.open_loop import Load, OpenLoop
 from stream.bench.whole_engine import World, state_errors, whole_engine, world_of
 from stream.bench.worker_process import WorkerProcess, running_worker
 from stream.settings import Settings
@@ -142,17 +142,14 @@ async def _loads(
         await loop.run(
             Load.burst(f"{name}-warm-up", _WARM_UP_EVENTS, plan.users, world.items, seed=0)
         )
-        burst = Load.burst(f"{name}-burst", plan.burst, plan.users, world.items, seed=1)
-        answers = await loop.run(burst)
-        burst_wrong = answers.wrong()
-        maximum = sustained_rate(answers, len(burst.at_s))
+        maximum, wrong = await loop.maximum(name, plan.burst, plan.users, world.items, seed=1)
         runs = []
         for percent in plan.loads:
             rate = maximum * percent / 100
             load = Load.poisson(
                 f"{name}-{percent:g}", rate, plan.seconds, plan.users, world.items, seed=2
             )
-            runs.append(await _run(loop, load, worker, settings, percent, burst_wrong))
+            runs.append(await _run(loop, load, worker, settings, percent, wrong))
             await asyncio.sleep(0)
         return maximum, runs
 
@@ -163,7 +160,7 @@ async def _run(
     worker: WorkerProcess,
     settings: Settings,
     percent: float,
-    burst_wrong: list[str],
+    wrong_before: list[str],
 ) -> LatencyRun:
     worker.cpu.take(worker.pid)
     before = worker.batch_steps()
@@ -186,5 +183,5 @@ async def _run(
         late[int(0.99 * (len(late) - 1))],
         len(load.at_s) / max(after.batches - before.batches, 1),
         after.mean_ms_since(before),
-        [*burst_wrong, *answers.wrong()],
+        [*wrong_before, *answers.wrong()],
     )

@@ -17,7 +17,7 @@ import uvloop
 from msgspec import Struct
 
 from export.release import Release
-from stream.bench.open_loop import Load, OpenLoop, sustained_rate
+from stream.bench.open_loop import Load, OpenLoop
 from stream.bench.state_check import read_changelog
 from stream.bench.whole_engine import World, state_errors, whole_engine, world_of
 from stream.bench.worker_process import WorkerProcess, running_worker
@@ -131,10 +131,8 @@ async def _soak(settings: Settings, world: World, worker: WorkerProcess, minutes
         rss_bytes.append(worker.rss_bytes())
 
     async with OpenLoop(settings) as loop:
-        burst = Load.burst("burst", 4000, world.users, world.items, seed=1)
-        answers = await loop.run(burst)
-        wrong = answers.wrong()
-        rate = sustained_rate(answers, len(burst.at_s)) * LOAD_PERCENT / 100
+        maximum, wrong = await loop.maximum("maximum", 4000, world.users, world.items, seed=1)
+        rate = maximum * LOAD_PERCENT / 100
         load = Load.poisson("soak", rate, minutes * 60, world.users, world.items, seed=2)
         wrong += (await loop.run(load, look)).wrong()
         worker.require_alive()

@@ -8,6 +8,7 @@ the time at which an event should have been sent until a consumer has the list t
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -65,12 +66,20 @@ class Load:
         return Load(name, np.cumsum(gaps), who, [items[i] for i in drawn.tolist()])
 
     @staticmethod
-    def burst(name: str, events: int, users: int, items: Sequence[str], seed: int) -> Load:
-        """Events of different users, all due at once."""
+    def burst(
+        name: str,
+        events: int,
+        users: int,
+        items: Sequence[str],
+        seed: int,
+        rate: float = math.inf,
+    ) -> Load:
+        """Events of different users, all due at once, or evenly at `rate` a second."""
         rng = np.random.default_rng(seed)
         drawn = rng.integers(0, len(items), events)
         who = rng.permutation(users)[:events]
-        return Load(name, np.zeros(len(who)), who, [items[i] for i in drawn[: len(who)].tolist()])
+        at_s = np.arange(len(who)) / rate
+        return Load(name, at_s, who, [items[i] for i in drawn[: len(who)].tolist()])
 
 
 @dataclass(slots=True)
@@ -81,6 +90,7 @@ class Answers:
     latency_ms: list[float] = field(default_factory=list)  # of each event, as lists came
     list_s: list[float] = field(default_factory=list)  # when each list was there
     sent_late_ms: list[float] = field(default_factory=list)  # the sender's own fault
+    sent_s: float = math.inf  # when the last event was handed to the producer
     unanswered: int = 0
     mismatched: int = 0  # lists whose trigger is no event that was sent
 
@@ -127,6 +137,22 @@ class OpenLoop:
     async def __aexit__(self, *_: object) -> None:
         await self._consumer.stop()
         await self._producer.stop()
+
+    async def maximum(
+        self, name: str, events: int, users: int, items: Sequence[str], seed: int
+    ) -> tuple[float, list[str]]:
+        """(events a second that the engine keeps up with while they are sent, what was wrong).
+
+        A burst comes first, and is worked off while nobody sends: faster than the engine is with a
+        sender beside it. Twice as many events at the burst's rate are more than it keeps up with.
+        Where that is sent before half of it is answered, all its lists count.
+        """
+        burst = await self.run(Load.burst(f"{name}-burst", events, users, items, seed))
+        flood = Load.burst(f"{name}-flood", 2 * events, users, items, seed + 1, list_rate(burst))
+        answers = await self.run(flood)
+        is_long = np.median(answers.list_s) <= answers.sent_s
+        rate = list_rate(answers, answers.sent_s if is_long else math.inf)
+        return rate, [*burst.wrong(), *answers.wrong()]
 
     async def run(
         self, load: Load, while_running: Callable[[float], None] | None = None
@@ -195,6 +221,7 @@ class OpenLoop:
             at = end
             if at < len(due):
                 await asyncio.sleep(max(due[at] - time.monotonic(), 0))
+        answers.sent_s = time.monotonic()
         await asyncio.gather(*sent)
 
     async def _listen(self, answers: Answers) -> None:
@@ -233,14 +260,15 @@ async def _every_half_second(begun_s: float, call: Callable[[float], None] | Non
         await asyncio.sleep(0.5)
 
 
-def sustained_rate(answers: Answers, events: int) -> float:
-    """Events a second while a burst was worked off: from the first tenth of its lists to the end.
+def list_rate(answers: Answers, until_s: float = math.inf) -> float:
+    """Lists a second of a burst, after the first tenth of those that were there by `until_s`.
 
-    The first ones wait for the first fetch, and come before there is a full batch.
+    The first ones wait for the first fetch, and come before there is a full batch. NaN where all
+    came at once.
     """
     at: Any = np.sort(np.asarray(answers.list_s))
-    if len(at) < 2:
-        return float("nan")
+    at = at[at <= until_s]
     first = len(at) // 10
-    share = (len(at) - 1 - first) / len(at)
-    return float(events * share / max(at[-1] - at[first], 1e-9))
+    if not len(at) or at[-1] == at[first]:
+        return float("nan")
+    return float((len(at) - 1 - first) / (at[-1] - at[first]))

@@ -29,7 +29,7 @@ import uvloop
 from msgspec import Struct
 
 from export.release import Release
-from stream.bench.open_loop import Load, OpenLoop, sustained_rate
+from stream.bench.open_loop import Load, OpenLoop
 from stream.bench.whole_engine import announce
 from stream.chaos.brokers import Cluster, find_libs
 from stream.chaos.engine import Engine, StuckError
@@ -265,11 +265,12 @@ async def _soak(
     tell: Callable[[str], None],
 ) -> None:
     async with OpenLoop(scene.engine.settings) as loop:
-        for name, events in (("warm-up", _WARM_UP_EVENTS), ("burst", _BURST_EVENTS)):
-            burst = Load.burst(name, events, plan.users, items, seed=plan.seed)
-            answers = await loop.run(burst)
-            kept.wrong += answers.wrong()
-        kept.maximum_per_s = sustained_rate(answers, len(burst.at_s))
+        warm_up = Load.burst("warm-up", _WARM_UP_EVENTS, plan.users, items, plan.seed)
+        kept.wrong += (await loop.run(warm_up)).wrong()
+        kept.maximum_per_s, wrong = await loop.maximum(
+            "maximum", _BURST_EVENTS, plan.users, items, plan.seed
+        )
+        kept.wrong += wrong
         rate = kept.maximum_per_s * LOAD_PERCENT / 100
         tell(f"one worker can {kept.maximum_per_s:,.0f} events/s; {rate:,.0f} are sent")
         scene.standing[0].start()

@@ -14,7 +14,7 @@ from kafka_cluster import Broker
 
 from stream.bench.curve import wait_curve
 from stream.bench.latency import LatencyReport, LatencyRun
-from stream.bench.open_loop import Answers, Load, sustained_rate
+from stream.bench.open_loop import Answers, Load, list_rate
 from stream.bench.worker_process import BatchSteps
 from stream.cli import main
 
@@ -36,9 +36,23 @@ def test_a_burst_has_every_user_once_so_that_each_event_gets_its_own_list() -> N
 
 
 def test_the_rate_of_a_burst_is_that_of_its_lists_after_the_first_tenth() -> None:
-    answers = Answers(list_s=[float(second) for second in range(100)])
+    answers = Answers(list_s=[0.0] * 10 + [float(second) for second in range(90)])
 
-    assert sustained_rate(answers, 100) == pytest.approx(1.0)
+    assert list_rate(answers) == pytest.approx(1.0)
+
+
+def test_while_events_are_sent_lists_that_come_later_do_not_count() -> None:
+    while_sending = [float(second) for second in range(100)]
+    answers = Answers(list_s=[*while_sending, *[100 + second / 10 for second in range(100)]])
+
+    assert list_rate(answers, until_s=99.5) == pytest.approx(1.0)
+    assert list_rate(answers) > 1.5
+
+
+def test_an_even_load_has_its_rate() -> None:
+    load = Load.burst("b", 40, 50, ["x"], seed=1, rate=20.0)
+
+    assert np.diff(load.at_s) == pytest.approx(np.full(39, 1 / 20))
 
 
 def test_unanswered_and_mismatched_events_void_the_figures() -> None:
