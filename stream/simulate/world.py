@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import contextvars
 import hashlib
-import json
 import logging
 import random
 from collections.abc import Iterator
@@ -18,22 +17,19 @@ from stream import agents
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import source_fingerprint
 from stream.kafka.wiring import BrokerLimits, faust_settings
-from stream.partitioner import partitions_of
 from stream.settings import Settings
 from stream.simulate.broker import Broker, Group
 from stream.simulate.check import check_engine
 from stream.simulate.loop import StuckError, VirtualLoop
 from stream.simulate.network import Link, Weather
 from stream.simulate.store import Disk
+from stream.simulate.traffic import PARTITIONS, Traffic
 from stream.simulate.worker import SimulatedWorker, Surroundings
 from stream.topics import state_changelog
 from stream.verify.report import Report
 
-PARTITIONS = 2
-USERS = 8
-ITEMS = 10
-#: Users without a name, in one of so many runs: they click, and are merged into users.
-GUESTS, GUESTS_EVERY, GUESTS_IN = 3, 7, 4
+#: Runs in which users without a name come too: one of so many.
+GUESTS_EVERY, GUESTS_IN = 7, 4
 TOPIC_ID = "simulated"
 EPOCH_MS = 1_700_000_000_000
 #: After the last event and fault, all must be done within so much virtual time.
@@ -45,15 +41,6 @@ HARMS = ("kill", "power", "wipe", "pause", "cut", "leave")
 #: How long a worker is cut off. The long ones outlast its session: what it had sent to its broker
 #: before arrives after another worker has its partitions.
 CUTS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
-#: What users ask for in control events; who has opted out comes back now and then.
-WISHES = (
-    "history_reset",
-    "user_delete",
-    "user_opt_out",
-    "user_opt_in",
-    "user_opt_in",
-    "item_block",
-)
 FAULTS = (*HARMS, "kill", "cut", "pause", "join", "compact", "lose-tail")
 #: Steps of a batch at which a worker is struck; None: whatever it does.
 STEPS = (None, "fold", "rank", "send", "changelog", "write", "ack")
@@ -156,7 +143,12 @@ class World:
             float(timeout_s),  # type: ignore[arg-type]
             self._reached,
         )
-        self._has_guests = seed % GUESTS_EVERY == GUESTS_IN
+        self._traffic = Traffic(
+            self.rng,
+            self.broker,
+            lambda: EPOCH_MS + int(self.loop.time() * 1000),
+            has_guests=seed % GUESTS_EVERY == GUESTS_IN,
+        )
         self._armed: list[tuple[str, str]] = []
         self.disks = [Disk(self.rng) for _ in range(4)]
         self.workers: dict[int, SimulatedWorker] = {}
@@ -194,7 +186,7 @@ class World:
         self.workers.clear()
         self.disks[3].wipe()
         self._start(3)
-        self._send_round()
+        self._traffic.send_round(with_visits=bool(self.plan.settings.event_types))
         await self._until_done()
         await asyncio.sleep(1.0)  # the last deltas are read
 
@@ -302,111 +294,12 @@ class World:
                 self.ended.append(worker)
                 self.workers = {n: w for n, w in self.workers.items() if w is not worker}
 
-    # -- events -----------------------------------------------------------------------------
-
     async def _send_events(self) -> None:
         pause_s = self.plan.duration_s / self.plan.events
-        sent: list[bytes] = []
         for number in range(self.plan.events):
             if self.rng.random() < 0.8:  # else in one burst with the one before
                 await asyncio.sleep(self.rng.expovariate(1 / pause_s))
-            self._send_one(number, sent)
-            if self._has_guests:
-                self._send_of_guest(number, sent)
-
-    def _send_one(self, number: int, sent: list[bytes]) -> None:
-        draw = self.rng.random()
-        user = f"user-{self.rng.randrange(USERS)}"
-        if draw < 0.03:
-            self._append(user, b"not an event")
-            return
-        if draw < 0.1 and sent:
-            value = self.rng.choice(sent[-10:])  # a producer's retry
-            self._append(json.loads(value)["user_id"], value)
-            return
-        if draw < 0.16:
-            value = self._wish(user, number)
-        else:
-            value = self._event(user, number, "visit" if draw < 0.36 else "click")
-        sent.append(value)
-        if draw > 0.97:
-            self._append(user, value, key="somebody")
-        elif draw > 0.94:
-            self._append(user, value, elsewhere=True)
-        else:
-            self._append(user, value)
-
-    def _send_of_guest(self, number: int, sent: list[bytes]) -> None:
-        """A click of somebody without a name, or who it was."""
-        guest, draw = f"guest-{self.rng.randrange(GUESTS)}", self.rng.random()
-        if draw < 0.4:
-            kind = "visit" if draw < 0.1 else "click"
-            self._append(guest, self._event(guest, 10_000 + number, kind, "anonymous_id"))
-        elif draw < 0.55:
-            user = f"user-{self.rng.randrange(USERS)}"
-            body = {
-                "schema": "driftline.control/1",
-                "event_id": f"control-{10_000 + number}",
-                "type": "user_merge",
-                "event_time": self._now_ms(),
-                "user_id": user,
-                "from_anonymous_id": guest,
-            }
-            sent.append(json.dumps(body).encode())
-            self._append(user, sent[-1])
-
-    def _event(self, user: str, number: int, kind: str, owner: str = "user_id") -> bytes:
-        late_ms = self.rng.choice([0, 0, 0, 700, 5000])
-        body = {
-            "event_id": f"event-{number}",
-            "type": kind,
-            "event_time": self._now_ms() - late_ms,
-            owner: user,
-        }
-        if kind != "visit":
-            body["item_id"] = f"item-{self.rng.randrange(ITEMS)}"
-        return json.dumps(body).encode()
-
-    def _wish(self, user: str, number: int) -> bytes:
-        """A control event."""
-        kind = self.rng.choice(WISHES)
-        body = {
-            "schema": "driftline.control/1",
-            "event_id": f"control-{number}",
-            "type": kind,
-            "event_time": self._now_ms(),
-            "user_id": user,
-        }
-        if kind == "item_block":
-            body["target"] = f"item-{self.rng.randrange(ITEMS)}"
-        return json.dumps(body).encode()
-
-    def _send_round(self) -> None:
-        """A click of every user: each has a row that must come out of the changelog.
-
-        Where that makes no list due, a visit as well: of an earlier one, before there was much to
-        list, nothing else tells whether there had to be one.
-        """
-        for number in range(USERS):
-            user = f"user-{number}"
-            self._append(user, self._event(user, 100_000 + number, "click"))
-            if self.plan.settings.event_types:
-                self._append(user, self._event(user, 200_000 + number, "visit"))
-        for number in range(GUESTS if self._has_guests else 0):
-            guest = f"guest-{number}"
-            self._append(guest, self._event(guest, 300_000 + number, "visit", "anonymous_id"))
-
-    def _append(
-        self, user: str, value: bytes, key: str | None = None, elsewhere: bool = False
-    ) -> None:
-        name = (user if key is None else key).encode()
-        partition = int(partitions_of([name], PARTITIONS)[0])
-        if elsewhere:
-            partition = (partition + 1) % PARTITIONS
-        self.broker.logs["user-events", partition].append([(name, value, ())], self._now_ms())
-
-    def _now_ms(self) -> int:
-        return EPOCH_MS + int(self.loop.time() * 1000)
+            self._traffic.send(number)
 
 
 def simulate(seed: int, guards: Guards = ALL_GUARDS) -> Outcome:
