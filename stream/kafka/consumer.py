@@ -2,10 +2,6 @@
 
 Topics named in the options arrive at their agent as `RecordBatch`; changelogs of row tables go
 straight into RocksDB, a slice in one write; everything else takes Faust's own way.
-
-Where reading starts is decided by the state, not by the group alone: at the smaller of the
-committed offset and the state's watermark + 1, so that neither a commit that ran ahead of lost
-changelog rows nor one that never happened costs an event.
 """
 
 from __future__ import annotations
@@ -27,10 +23,10 @@ from export.errors import DriftlineError
 from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
 from stream.kafka.bounded import bound_fetches
 from stream.kafka.continuity import Continuity
-from stream.kafka.marks import ForeignStateError
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
 from stream.kafka.restore import begin_recovery, pass_over, restore, restored_offsets
+from stream.kafka.starting import require_source, require_state_beside, start_offset
 from stream.kafka.table import RowTable
 
 #: One wait for records; also how often a quiet consumer looks whether it should stop.
@@ -45,14 +41,6 @@ HAND_OVER_SHARE = 0.75
 
 #: A slice with more bytes than this waits until no other does: few large ones could fill memory.
 LARGE_SLICE_BYTES = 1024**2
-
-
-class SourceTruncatedError(ForeignStateError):
-    """The source ends before what the state has already applied."""
-
-
-class PartitionsApartError(DriftlineError):
-    """A source partition is here and its state is not."""
 
 
 class PartitionsLostError(DriftlineError):
@@ -310,13 +298,13 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         await super().perform_seek()
         partitions = self.source_partitions()
         if partitions:
-            self._require_state_beside(partitions)
+            require_state_beside(self.app, partitions)
             begins, ends = await asyncio.gather(
                 self.earliest_offsets(*partitions), self.highwaters(*partitions)
             )
             starts = {tp: self._start_offset(tp, begins[tp]) for tp in partitions}
             for tp, start in starts.items():
-                _require_source(tp, start, ends[tp])
+                require_source(tp, start, ends[tp])
                 # known before the seek, so that what is fetched right after it is not dropped
                 self.continuity.start(tp, start)
                 self._acked_through[tp] = start
@@ -347,32 +335,10 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def _start_offset(self, tp: TP, begin: int) -> int:
         committed: int | None = self._committed_offset[tp]
-        if self.options.source_watermark is None:
+        watermark_of = self.options.source_watermark
+        if watermark_of is None:
             return begin if committed is None else committed
-        watermark = self.options.source_watermark(tp.partition)
-        if watermark is not None:
-            return watermark + 1 if committed is None else min(committed, watermark + 1)
-        if committed is not None:
-            self.log.error(
-                "The group has committed offset %d of %s and there is no state, as if its "
-                "changelog was lost: it is built again from the beginning of the source",
-                committed,
-                tp,
-            )
-        return begin
-
-    def _require_state_beside(self, partitions: set[TP]) -> None:
-        actives = self.app.assignor.assigned_actives()
-        for table in self.app.tables.values():
-            if not isinstance(table, RowTable):
-                continue
-            for tp in partitions:
-                if TP(table.changelog_topic_name, tp.partition) not in actives:
-                    raise PartitionsApartError(
-                        f"{tp} is assigned here and partition {tp.partition} of "
-                        f"{table.changelog_topic_name!r} is not: both topics need the same number "
-                        "of partitions; create them with the `driftline topics` command"
-                    )
+        return start_offset(tp, begin, committed, watermark_of(tp.partition))
 
     # -- commits and giving back ------------------------------------------------------------
 
@@ -446,12 +412,3 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
 def _value_bytes(batch: RecordBatch) -> int:
     return sum(map(len, filter(None, [record.value for record in batch.records])))
-
-
-def _require_source(tp: TP, start: int, end: int) -> None:
-    if start > end:
-        raise SourceTruncatedError(
-            f"{tp} should be read from offset {start}, but ends at {end}: the topic was truncated "
-            "or made anew. Restore it, or drop the state (table directory and changelog topic) and "
-            "the group's offsets"
-        )
