@@ -22,7 +22,7 @@ from stream.chaos import damage
 from stream.chaos.brokers import NODE_SESSION_S
 from stream.chaos.engine import SESSION_S, Engine
 from stream.chaos.line import Line
-from stream.chaos.traffic import Sender, Wrong
+from stream.chaos.traffic import Sender, Unusual
 from stream.chaos.workers import WorkerProcess
 
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
@@ -31,7 +31,7 @@ _STEP_BATCHES = 40
 _AIM_PATIENCE_S = 30.0
 #: Soft limit of a file's size that stands for a disk without space.
 _FULL_BYTES = 1
-_WRONG_RECORDS = 200
+_UNUSUAL_RECORDS = 200
 #: How far a worker's clock is ahead after a leap.
 _CLOCK_HOURS = (0.9, 7, -5, -100)
 
@@ -215,9 +215,18 @@ def _cut_off(scene: Scene, keeps_connections: bool) -> bool:
     return has_struck
 
 
-def _send_wrong(how: Wrong, scene: Scene) -> bool:
+def _send_unusual(how: Unusual, scene: Scene) -> bool:
     has_struck = scene.aim(scene.any_worker())
-    return scene.sender.go_wrong(how, _WRONG_RECORDS) and has_struck
+    return scene.sender.send_unusual(how, _UNUSUAL_RECORDS) and has_struck
+
+
+def _kill_among_wishes(scene: Scene) -> bool:
+    """A worker is killed while clicks without a name, merges and deletions are on their way."""
+    worker = scene.any_worker()
+    has_struck = _send_unusual("wishes", scene) and scene.aim(worker)
+    worker.kill()
+    worker.start()
+    return has_struck
 
 
 def _leap_clock(scene: Scene) -> bool:
@@ -300,22 +309,27 @@ FAULTS = {
             "a worker cut off from the brokers; its connections are lost",
             partial(_cut_off, keeps_connections=False),
         ),
-        Fault("duplicates", "200 records sent once more", partial(_send_wrong, "again")),
-        Fault("disorder", "200 events sent in any order", partial(_send_wrong, "shuffled")),
+        Fault("duplicates", "200 records sent once more", partial(_send_unusual, "again")),
+        Fault("disorder", "200 events sent in any order", partial(_send_unusual, "shuffled")),
         Fault(
             "partitioner",
             "200 events laid by another partitioner",
-            partial(_send_wrong, "partitioner"),
+            partial(_send_unusual, "partitioner"),
         ),
         Fault(
             "producer-hours",
             "200 events under a producer's clock that is 7 hours behind",
-            partial(_send_wrong, "clock-hours"),
+            partial(_send_unusual, "clock-hours"),
         ),
         Fault(
             "producer-days",
             "200 events under a producer's clock that is 50 hours behind: refused",
-            partial(_send_wrong, "clock-days"),
+            partial(_send_unusual, "clock-days"),
+        ),
+        Fault(
+            "wishes",
+            "a worker killed among 200 clicks without a name, merges, deletions, resets",
+            _kill_among_wishes,
         ),
         Fault("clock", "a worker's wall clock leaps by hours", _leap_clock),
         Fault("changelog", "the changelog deleted and made anew", _changelog_made_anew),

@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, count, islice
 from typing import Literal
@@ -19,17 +19,29 @@ from kafka.errors import KafkaError
 
 Record = tuple[bytes, bytes]
 
-#: What a producer can get wrong: records sent once more, as after a lost answer; in another order
-#: than their events happened; laid by librdkafka's own partitioner; under a clock that has leapt
-#: back by hours, or by more than an event may be ahead of its record, which is refused then.
-Wrong = Literal["again", "shuffled", "partitioner", "clock-hours", "clock-days"]
+#: What is out of the usual. Of what a producer can get wrong: records sent once more, as after a
+#: lost answer; in another order than their events happened; laid by librdkafka's own partitioner;
+#: under a clock that has leapt back by hours, or by more than an event may be ahead of its record,
+#: which is refused then. Of what users do: clicks without a name, and control events.
+Unusual = Literal["again", "shuffled", "partitioner", "clock-hours", "clock-days", "wishes"]
 
 _USERS, _ITEMS = 800, 600
 _BEGIN_MS = 1_700_000_000_000
 #: Of every ten thousand events so many ...
 _LATE, _TWICE, _REFUSED, _WRONG_KEY, _VISITS = 100, 100, 30, 20, 1000
+#: What unusual users do, and how often: "guest" is a click without a name.
+_WISHES = {
+    "guest": 50,
+    "user_merge": 25,
+    "history_reset": 8,
+    "user_delete": 4,
+    "user_opt_out": 3,
+    "user_opt_in": 4,
+    "item_block": 6,
+}
+_GUESTS = 40
 _CHUNKS_PER_S = 20
-#: How many of the records sent last `send_again` chooses from.
+#: Of so many records that were sent last some are sent again.
 _RECENT = 1000
 _PATIENCE_S = 20.0
 _HOUR_MS = 3_600_000
@@ -77,6 +89,32 @@ def _sent_as(number: int, user: str, item: str, rng: random.Random) -> list[Reco
     return [(key, value)]
 
 
+def _wish_for(record: Record, rng: random.Random) -> Record:
+    """What stands in the place of an event: a click without a name, or what its user asks for."""
+    try:
+        fields = json.loads(record[1])
+    except ValueError:  # one that is to be refused
+        return record
+    user, item, guest = fields["user_id"], fields["item_id"], f"guest-{rng.randrange(_GUESTS)}"
+    (kind,) = rng.choices(list(_WISHES), list(_WISHES.values()))
+    if kind == "guest":
+        fields["anonymous_id"] = guest
+        del fields["user_id"]
+        return guest.encode(), json.dumps(fields).encode()
+    control = {
+        "schema": "driftline.control/1",
+        "event_id": fields["event_id"],
+        "type": kind,
+        "event_time": fields["event_time"],
+        "user_id": user,
+    }
+    if kind == "user_merge":
+        control["from_anonymous_id"] = guest
+    elif kind == "item_block":
+        control["target"] = item
+    return user.encode(), json.dumps(control).encode()
+
+
 def number_of(value: bytes | None) -> int | None:
     """The number of the event that a record of `records` is, refused ones too; None: another's."""
     _, found, rest = (value or b"").partition(b'"event-')
@@ -116,8 +154,8 @@ class Sender(threading.Thread):
         self._source = records(seed)
         self._recent: deque[Record] = deque(maxlen=_RECENT)
         self._rng = random.Random(seed + 1)
-        self._wanted: tuple[Wrong, int] | None = None
-        self._is_wrong = threading.Event()
+        self._wanted: tuple[Unusual, int] | None = None
+        self._was_unusual = threading.Event()
         self._stop_asked = threading.Event()
         self._producer = self._new_producer()
 
@@ -126,7 +164,7 @@ class Sender(threading.Thread):
         due_s = time.monotonic()
         while not self._stop_asked.is_set():
             self.send_events(size)
-            self._go_wrong()
+            self._send_wanted()
             due_s = max(due_s + size / self._rate, time.monotonic() - 1)
             self._stop_asked.wait(max(0.0, due_s - time.monotonic()))
 
@@ -141,13 +179,13 @@ class Sender(threading.Thread):
         """Send the next events and wait until the broker has all of them."""
         self._send(size, _USUAL)
 
-    def go_wrong(self, how: Wrong, size: int) -> bool:
-        """Send about so many records in a wrong way, in between; False: it did not come to it."""
-        self._is_wrong.clear()
+    def send_unusual(self, how: Unusual, size: int) -> bool:
+        """Send about so many unusual records in between; False: it did not come to it."""
+        self._was_unusual.clear()
         self._wanted = how, size
-        return self._is_wrong.wait(_PATIENCE_S)
+        return self._was_unusual.wait(_PATIENCE_S)
 
-    def _go_wrong(self) -> None:
+    def _send_wanted(self) -> None:
         if self._wanted is None:
             return
         (how, size), self._wanted = self._wanted, None
@@ -155,18 +193,26 @@ class Sender(threading.Thread):
         if how == "again":
             self._deliver(self._rng.choices(list(self._recent), k=size), _USUAL)
         elif how == "shuffled":
-            self._send(size, _USUAL, is_shuffled=True)
+            self._send(size, _USUAL, self._shuffled)
+        elif how == "wishes":
+            self._send(size, _USUAL, lambda sent: [_wish_for(record, self._rng) for record in sent])
         elif how == "partitioner":
             self._send(size, _Way(partitions=partitions))
         else:
             self._send(size, _Way(clock_back_ms=(7 if how == "clock-hours" else 50) * _HOUR_MS))
-        self._is_wrong.set()
+        self._was_unusual.set()
 
-    def _send(self, size: int, way: _Way, is_shuffled: bool = False) -> None:
+    def _shuffled(self, sent: list[Record]) -> list[Record]:
+        return self._rng.sample(sent, len(sent))
+
+    def _send(
+        self,
+        size: int,
+        way: _Way,
+        change: Callable[[list[Record]], list[Record]] = lambda sent: sent,
+    ) -> None:
         chunk = list(islice(self._source, size))
-        sent = [record for _, of_event in chunk for record in of_event]
-        if is_shuffled:
-            self._rng.shuffle(sent)
+        sent = change([record for _, of_event in chunk for record in of_event])
         self._deliver(sent, way)
         self._recent.extend(sent)
         self.acknowledged += size

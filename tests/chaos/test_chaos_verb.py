@@ -23,6 +23,7 @@ SHORT_FAULTS = [
     "partitioner",
     "producer-hours",
     "producer-days",
+    "wishes",
 ]
 
 
