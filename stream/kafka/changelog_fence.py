@@ -28,6 +28,7 @@ from stream.kafka.epochs import (
     NO_PRODUCER,
     Coordinator,
     EpochsUnknownError,
+    EpochTakenError,
     NoEpochError,
     ProducerEpoch,
 )
@@ -101,10 +102,11 @@ class ChangelogFence(Service):  # type: ignore[misc]
     async def renew(self) -> None:
         """Fence anew what this worker has, before the broker forgets it. Work goes on meanwhile.
 
-        Raises TimeoutError where that takes long, and what `take` raises.
+        What another worker has taken stays that one's, though this one may not know of it yet: no
+        recovery follows here. Raises TimeoutError where that takes long, and what `take` raises.
         """
         async with asyncio.timeout(RENEWAL_S), self._one_at_a_time:
-            await asyncio.gather(*(self._take(tp) for tp in sorted(self._held)))
+            await asyncio.gather(*(self._renew_one(tp) for tp in sorted(self._held)))
 
     @Service.task  # type: ignore[untyped-decorator]
     async def _renew(self) -> None:
@@ -120,22 +122,36 @@ class ChangelogFence(Service):  # type: ignore[misc]
                 logger.warning("The changelog's fence is not renewed yet: %r", error)
                 wait_s = RENEW_AGAIN_S
 
+    async def _renew_one(self, tp: TP) -> None:
+        now = self._producer().epochs.get((tp.topic, tp.partition))
+        if now is None or (now.producer_id, now.epoch) == NO_PRODUCER:
+            return  # released meanwhile, or never fenced
+        try:
+            await self._fence(tp, (now.producer_id, now.epoch))
+        except (EpochTakenError, EpochsUnknownError) as error:
+            logger.warning("The fence of %s is not renewed: %s", tp, error)
+
     async def _take(self, tp: TP) -> tuple[TP, int | None]:
         try:
-            producer_id, epoch = await self._coordinator.next_epoch(f"{tp.topic}-{tp.partition}")
-            others = await self._coordinator.producers_of(tp) if epoch == 0 else {}
+            return tp, await self._fence(tp)
         except EpochsUnknownError as error:
             self._warn_once(error)
             self._go_on(tp, (tp.topic, *self._beside), *NO_PRODUCER)
             return tp, None
+
+    async def _fence(self, tp: TP, after: tuple[int, int] | None = None) -> int | None:
+        """Get an epoch, that after a certain one, and write a row under it; returns its offset."""
+        name = f"{tp.topic}-{tp.partition}"
+        producer_id, epoch = await self._coordinator.next_epoch(name, after)
+        others = await self._coordinator.producers_of(tp) if epoch == 0 else {}
         if tp not in self._held:  # released meanwhile: a row would fence its next owner off
-            return tp, None
+            return None
         for other_id, other_epoch in others.items():  # of an id that the coordinator forgot
             if other_id != producer_id and other_epoch < LAST_EPOCH:
                 await self._write(tp, other_id, LAST_EPOCH)
         offset = await self._write(tp, producer_id, epoch)
         self._go_on(tp, self._beside, producer_id, epoch)
-        return tp, offset
+        return offset
 
     async def _write(self, tp: TP, producer_id: int, epoch: int) -> int:
         """The row that fences off older epochs of this producer id, and its offset."""

@@ -25,7 +25,13 @@ from stream.kafka.bounded import bound_fetches
 from stream.kafka.continuity import Continuity
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
-from stream.kafka.restore import begin_recovery, pass_over, restore, restored_offsets
+from stream.kafka.restore import (
+    begin_recovery,
+    drop_if_ahead,
+    pass_over,
+    restore,
+    restored_offsets,
+)
 from stream.kafka.starting import require_source, require_state_beside, start_offset
 from stream.kafka.table import RowTable
 
@@ -280,14 +286,32 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         """
         tables = self.app.tables
         own = tables.recovery.active_tps.intersection(partitions)
+        rows = self._of_row_tables(own)
         if own:
             begin_recovery(tables)
-        rows = {tp for tp in own if isinstance(tables._changelogs[tp.topic], RowTable)}
-        if rows and self.options.fence is not None:
-            for tp, offset in (await self.options.fence(rows)).items():
-                pass_over(tables, tp, offset)
+        fence = self.options.fence
+        fenced_at = await fence(rows) if rows and fence is not None else {}
         ends: dict[TP, int] = await super().highwaters(*partitions)
+        for tp in rows:
+            drop_if_ahead(tables, tp, fenced_at.get(tp, ends[tp]))
+        for tp, offset in fenced_at.items():
+            pass_over(tables, tp, offset)
         return ends
+
+    async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
+        """Where partitions begin. Faust asks it of changelogs before it seeks in them."""
+        standbys = self._of_row_tables(
+            self.app.tables.recovery.standby_tps.intersection(partitions)
+        )
+        if standbys:
+            for tp, end in (await super().highwaters(*standbys)).items():
+                drop_if_ahead(self.app.tables, tp, end)
+        begins: dict[TP, int] = await super().earliest_offsets(*partitions)
+        return begins
+
+    def _of_row_tables(self, changelogs: set[TP]) -> set[TP]:
+        of = self.app.tables._changelogs
+        return {tp for tp in changelogs if isinstance(of[tp.topic], RowTable)}
 
     async def perform_seek(self) -> None:
         """Put every source partition where its state and its committed offset say.

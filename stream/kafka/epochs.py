@@ -23,6 +23,7 @@ from faust.types import TP
 
 from export.errors import DriftlineError
 from stream.kafka.describe_producers import DescribeProducersRequest
+from stream.kafka.init_producer_id import NextEpochRequest
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,10 @@ class EpochsUnknownError(DriftlineError):
     """The broker does not know transactional ids."""
 
 
+class EpochTakenError(DriftlineError):
+    """Somebody else has taken an epoch after the one that is to be followed."""
+
+
 class ProducerEpoch:
     """A producer id with an epoch, and the next sequence number in one partition.
 
@@ -90,11 +95,15 @@ class ProducerEpoch:
 class Coordinator(Protocol):
     """Gives out producer epochs."""
 
-    async def next_epoch(self, transactional_id: str) -> tuple[int, int]:
+    async def next_epoch(
+        self, transactional_id: str, after: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
         """The producer id of a transactional id, and an epoch above all that it had.
 
         An epoch of 0 belongs to a new producer id: the former one was forgotten, or its epochs are
-        used up. Raises NoEpochError, or EpochsUnknownError for a broker without them.
+        used up. `after`: the producer id and epoch that must still be the newest. Raises
+        EpochTakenError where they are not, NoEpochError, or EpochsUnknownError for a broker that
+        cannot do it.
         """
         ...
 
@@ -112,10 +121,14 @@ class KafkaCoordinator:
     def __init__(self, client: Callable[[], AIOKafkaClient]) -> None:
         self._client = client
 
-    async def next_epoch(self, transactional_id: str) -> tuple[int, int]:
+    async def next_epoch(
+        self, transactional_id: str, after: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
         """See Coordinator."""
         try:
-            return await self._until_answered(lambda: self._ask_for_epoch(transactional_id))
+            return await self._until_answered(lambda: self._ask_for_epoch(transactional_id, after))
+        except (errors.InvalidProducerEpoch, errors.ProducerFenced):
+            raise EpochTakenError(f"{transactional_id!r} has an epoch after {after}") from None
         except errors.TransactionalIdAuthorizationFailed:
             raise NoEpochError(
                 f"wanted a producer epoch of {transactional_id!r}, and may not have it: allow "
@@ -123,10 +136,14 @@ class KafkaCoordinator:
                 "the group's name"
             ) from None
 
-    async def _ask_for_epoch(self, transactional_id: str) -> tuple[int, int]:
+    async def _ask_for_epoch(
+        self, transactional_id: str, after: tuple[int, int] | None
+    ) -> tuple[int, int]:
         client = self._client()
         node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
-        request = InitProducerIdRequest(transactional_id, _TRANSACTION_TIMEOUT_MS)
+        request: Any = InitProducerIdRequest(transactional_id, _TRANSACTION_TIMEOUT_MS)
+        if after is not None:
+            request = NextEpochRequest(transactional_id, _TRANSACTION_TIMEOUT_MS, *after)
         answer = await self._send(node, request, ConnectionGroup.COORDINATION)
         _raise_for(answer.error_code)
         return answer.producer_id, answer.producer_epoch

@@ -57,6 +57,22 @@ def begin_recovery(tables: TableManager) -> None:
     tables.recovery.signal_recovery_end.clear()
 
 
+def drop_if_ahead(tables: TableManager, tp: TP, end: int) -> None:
+    """Drop a copy on disk that has rows beyond the offset at which its changelog ended.
+
+    The brokers have lost them, as where all lose power before the rows are on their disks. Who
+    takes the partition next, without this copy, would not have them; so they are folded again.
+    """
+    offsets = restored_offsets(tables, tp)
+    applied = None if offsets is None else offsets.get(tp)
+    if offsets is not None and applied is not None and applied >= end:
+        table: RowTable = tables._changelogs[tp.topic]
+        table.drop(
+            tp.partition, f"it has rows up to {applied}, which its changelog has lost from {end} on"
+        )
+        offsets[tp] = None
+
+
 def pass_over(tables: TableManager, tp: TP, offset: int) -> None:
     """Take note of a row of the fence that this worker has written itself, if it has all before it:
     so a start with nothing else to be read need not read."""

@@ -163,6 +163,11 @@ class RowTable(Table):  # type: ignore[misc]
         newest.pop(FENCE_KEY, None)
         self.write(partition, newest.items(), records[-1].offset)
 
+    def drop(self, partition: int, reason: str) -> None:
+        """Set the rows of a partition aside, to be built again from the changelog."""
+        store: RowStore = self.data
+        store.drop(partition, reason)
+
     def _new_store(self) -> RowStore:
         return RowStore(
             "rocksdb://",
@@ -200,9 +205,9 @@ def fence_row(producer_id: int, epoch: int) -> Row:
 class RowStore(rocksdb.Store):  # type: ignore[misc]
     """Faust's RocksDB store, written in whole batches, with bounded memory.
 
-    A database that cannot be opened because it is damaged, or that is a copy of another changelog
-    than there is now, is renamed to `*.damaged` and built again from the changelog; the newest such
-    one is kept for a look.
+    A database that cannot be opened because it is damaged, or that is no copy of the changelog
+    there is now, is renamed to `*.damaged` and built again from the changelog; the newest such one
+    is kept for a look.
     """
 
     table: RowTable
@@ -227,6 +232,12 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
 
     def db(self, partition: int) -> rocksdict.Rdict:
         return self._db_for_partition(partition)
+
+    def drop(self, partition: int, reason: str) -> None:
+        """See RowTable.drop."""
+        if partition in self._dbs:
+            self._close(partition)
+        self._set_aside(partition, reason)
 
     @contextlib.contextmanager
     def marking_damage(self, partition: int) -> Iterator[None]:
@@ -320,8 +331,8 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
             path.rename(aside)
         self._damage_mark(partition).unlink(missing_ok=True)
         self.log.error(
-            "A table partition on disk is damaged, or of another changelog; it is built again from "
-            "the changelog",
+            "A table partition on disk is damaged, or no copy of its changelog; it is built again "
+            "from the changelog",
             extra={"path": str(path), "kept_as": str(aside), "reason": reason},
         )
 

@@ -288,10 +288,24 @@ class Broker:
             for partition in range(partitions)
         }
         self._epochs: dict[str, tuple[int, int]] = {}
+        self._followed: dict[str, int] = {}  # the epoch that the newest one was to follow
 
-    def next_epoch(self, transactional_id: str) -> tuple[int, int]:
-        """The producer id of a transactional id, and the epoch after its last."""
+    def next_epoch(
+        self, transactional_id: str, after: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """The producer id of a transactional id, and the epoch after its last.
+
+        Raises InvalidProducerEpoch if that is not the one that is to be followed, and was not: an
+        answer may have been lost.
+        """
         producer_id, epoch = self._epochs.get(transactional_id, (len(self._epochs), -1))
+        if after is not None and after != (producer_id, epoch):
+            if after == (producer_id, self._followed.get(transactional_id)):
+                return producer_id, epoch
+            raise InvalidProducerEpoch
+        self._followed.pop(transactional_id, None)
+        if after is not None:
+            self._followed[transactional_id] = epoch
         self._epochs[transactional_id] = producer_id, epoch + 1
         return producer_id, epoch + 1
 

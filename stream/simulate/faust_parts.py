@@ -27,7 +27,7 @@ from mode.utils.queues import FlowControlEvent, ThrowableQueue
 
 from stream.kafka.batches import BatchOptions
 from stream.kafka.consumer import BatchConsumer
-from stream.kafka.epochs import ProducerEpoch
+from stream.kafka.epochs import EpochTakenError, ProducerEpoch
 from stream.kafka.producer import BatchProducer
 from stream.kafka.stream import BatchStream
 from stream.simulate.broker import NO_PRODUCER, Broker, Entry, Producer
@@ -239,11 +239,16 @@ class SimulatedCoordinator:
     def __init__(self, client: BrokerClient, broker: Broker) -> None:
         self._client, self._broker = client, broker
 
-    async def next_epoch(self, transactional_id: str) -> tuple[int, int]:
+    async def next_epoch(
+        self, transactional_id: str, after: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
         """An epoch that is asked for again, as the answer was lost, is another one."""
-        epoch: tuple[int, int] = await self._client._ask(
-            lambda: self._broker.next_epoch(transactional_id)
-        )
+        try:
+            epoch: tuple[int, int] = await self._client._ask(
+                lambda: self._broker.next_epoch(transactional_id, after)
+            )
+        except InvalidProducerEpoch:
+            raise EpochTakenError(transactional_id) from None
         return epoch
 
     async def producers_of(self, tp: TP) -> dict[int, int]:

@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from faust.types import TP
+
 from stream import merge, state
 from stream.agents import BatchProcessor
 from stream.events import MergePart, Wish
@@ -21,6 +23,7 @@ from stream.guards import ALL_GUARDS, GuardName, Guards
 from stream.history import RowLimits, UserRow
 from stream.kafka import consumer
 from stream.kafka.batches import RecordBatch
+from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.consumer import BatchConsumer
 from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import LoopGuard
@@ -219,6 +222,17 @@ def _former_recovery_counts() -> list[Patch]:
     return [(consumer, "begin_recovery", lambda tables: None)]
 
 
+def _ahead_is_taken() -> list[Patch]:
+    return [(consumer, "drop_if_ahead", lambda tables, tp, end: None)]
+
+
+def _renew_blindly() -> list[Patch]:
+    async def _renew_one(self: ChangelogFence, tp: TP) -> None:
+        await self._fence(tp)
+
+    return [(ChangelogFence, "_renew_one", _renew_one)]
+
+
 def _no_source_row() -> list[Patch]:
     def source_watermark(self: RowTable, partition: int) -> int | None:
         found = self.data.db(partition).rows
@@ -317,6 +331,16 @@ MUTANTS: tuple[Mutant, ...] = (
         "recovery-end",
         "partitions are taken for recovered because others were",
         _former_recovery_counts,
+    ),
+    Mutant(
+        "ahead",
+        "rows on disk are gone on with that their changelog has lost",
+        _ahead_is_taken,
+    ),
+    Mutant(
+        "renewal",
+        "the changelog's fence is renewed though another worker has taken it",
+        _renew_blindly,
     ),
     Mutant("continuity", "slices are taken as they come", _no_continuity),
     Mutant("dropped", "slices that came at a bad moment are not read again", _dropped_is_lost),

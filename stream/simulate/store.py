@@ -49,6 +49,11 @@ class Disk:
             kept = self._rng.randint(self._synced.get(partition, 0), len(batches))
             del batches[kept:]
 
+    def drop(self, partition: int) -> None:
+        """A partition is gone."""
+        self._written.pop(partition, None)
+        self._synced.pop(partition, None)
+
     def wipe(self) -> None:
         """Everything is gone."""
         self._written.clear()
@@ -106,6 +111,11 @@ class SimulatedStore:
     def persisted_offset(self, partition: int) -> int:
         """The changelog offset that the rows stand at; -1: none."""
         return int(self.db(partition).rows.get(OFFSET_KEY, b"-1"))
+
+    def drop(self, partition: int, reason: str) -> None:
+        """As the worker's RowStore; nobody looks at what is set aside."""
+        self._open.pop(partition, None)
+        self._disk.drop(partition)
 
     def revoke(self, partitions: Iterable[int]) -> None:
         """Close databases of partitions that others have now."""

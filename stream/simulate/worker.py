@@ -351,6 +351,8 @@ class SimulatedWorker:
             tp: self.table.data.persisted_offset(tp.partition) for tp in changelogs
         }
         recovery.ends = await consumer.highwaters(*sorted(changelogs))
+        for tp, applied in recovery.active_offsets.items():
+            recovery.active_offsets[tp] = -1 if applied is None else applied
         await consumer.seek_wait({tp: max(at, 0) for tp, at in recovery.active_offsets.items()})
         if recovery.need_recovery():
             recovery.in_recovery = True

@@ -149,6 +149,7 @@ class World:
             lambda: EPOCH_MS + int(self.loop.time() * 1000),
             has_guests=seed % GUESTS_EVERY == GUESTS_IN,
         )
+        self._keeps_disks = random.Random(f"disks {seed}").random() < 0.5
         self._armed: list[tuple[str, str]] = []
         self.disks = [Disk(self.rng) for _ in range(4)]
         self.workers: dict[int, SimulatedWorker] = {}
@@ -260,7 +261,7 @@ class World:
                 break
 
     def _lose_tail(self) -> None:
-        """The machines of all workers are gone, and with them the newest changelog rows.
+        """The brokers lose the newest changelog rows. All workers die, in some runs the disks too.
 
         What was on its way to the broker that lost them is lost as well: a row that came after
         them would stand for what is not there.
@@ -268,7 +269,7 @@ class World:
         for worker in self.workers.values():
             worker.link.cut()
             worker.die("lose-tail")
-        for disk in self.disks:
+        for disk in self.disks if not self._keeps_disks else ():
             disk.wipe()
         for partition in range(PARTITIONS):
             log = self.broker.logs[state_changelog(self.plan.settings), partition]

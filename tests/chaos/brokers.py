@@ -81,8 +81,11 @@ class AnyBroker(Protocol):
         Raises ProducerFenced or OutOfOrderSequenceNumber for one that this producer may not write.
         """
 
-    async def next_epoch(self, name: str) -> tuple[int, int]:
-        """Producer id and next epoch of a transactional id."""
+    async def next_epoch(self, name: str, after: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Producer id and next epoch of a transactional id.
+
+        Raises EpochTakenError where those that it is to come after are not the newest.
+        """
 
     async def producers_of(self, topic: str, partition: int) -> dict[int, int]:
         """The producer ids that have written to a partition, each with its epoch."""
@@ -159,8 +162,8 @@ class Simulated:
         batch._set_producer_state(*producer)
         return await (await self._producer.send_batch(batch, topic, partition=partition))
 
-    async def next_epoch(self, name: str) -> tuple[int, int]:
-        return await self._coordinator.next_epoch(name)
+    async def next_epoch(self, name: str, after: tuple[int, int] | None = None) -> tuple[int, int]:
+        return await self._coordinator.next_epoch(name, after)
 
     async def producers_of(self, topic: str, partition: int) -> dict[int, int]:
         return await self._coordinator.producers_of(TP(topic, partition))
@@ -281,8 +284,8 @@ class RealKafka:
         sent = await self._producer.send_batch(batch, self._prefix + topic, partition=partition)
         return await asyncio.wait_for(sent, PATIENCE_S)
 
-    async def next_epoch(self, name: str) -> tuple[int, int]:
-        return await self._epochs.next_epoch(self._prefix + name)
+    async def next_epoch(self, name: str, after: tuple[int, int] | None = None) -> tuple[int, int]:
+        return await self._epochs.next_epoch(self._prefix + name, after)
 
     async def producers_of(self, topic: str, partition: int) -> dict[int, int]:
         return await self._epochs.producers_of(TP(self._prefix + topic, partition))

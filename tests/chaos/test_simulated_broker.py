@@ -10,7 +10,7 @@ from aiokafka.errors import OffsetOutOfRangeError, OutOfOrderSequenceNumber, Pro
 from aiokafka.structs import ConsumerRecord
 from brokers import REBALANCE_S, SESSION_S, AnyBroker, RealKafka, Simulated, until
 
-from stream.kafka.epochs import LAST_EPOCH
+from stream.kafka.epochs import LAST_EPOCH, EpochTakenError
 from stream.simulate.broker import Entry
 
 T0_MS = 1_700_000_000_000
@@ -133,6 +133,22 @@ async def test_a_transactional_id_keeps_its_producer_id_and_each_time_gets_the_n
     assert [second, third] == [(first[0], 1), (first[0], 2)]
     assert other[0] != first[0]
     assert other[1] == 0
+
+
+async def test_an_epoch_that_is_to_follow_one_is_given_while_that_is_the_newest(
+    broker: AnyBroker,
+):
+    first = await broker.next_epoch("one")
+    second = await broker.next_epoch("one", after=first)
+    assert await broker.next_epoch("one", after=first) == second  # its answer may have been lost
+    third = await broker.next_epoch("one")
+
+    for former in (first, second):
+        with pytest.raises(EpochTakenError):
+            await broker.next_epoch("one", after=former)
+
+    assert [second, third] == [(first[0], 1), (first[0], 2)]
+    assert await broker.next_epoch("one", after=third) == (first[0], 3)
 
 
 async def test_of_an_older_epoch_nothing_is_taken_once_a_newer_one_has_written(broker: AnyBroker):

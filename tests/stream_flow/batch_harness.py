@@ -14,6 +14,7 @@ from pathlib import Path
 from batch_worker import PARTITIONS
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
+from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError
 
 from stream.kafka.table import FENCE_KEY, SOURCE_KEY
@@ -93,7 +94,28 @@ class Scene:
         newest.pop(FENCE_KEY, None)
         return {user.decode(): json.loads(row)["n"] for user, row in newest.items()}
 
-    def changelog_records(self) -> Iterator[object]:
+    def lose_changelog_tail(self, count: int) -> None:
+        """Of each partition of the changelog, the last records are gone: the topic is made anew
+        with those before, as where all brokers lose power and what was not on their disks."""
+        kept: dict[int, list[ConsumerRecord]] = {}
+        for record in self.changelog_records():
+            kept.setdefault(record.partition, []).append(record)
+        self.admin.delete_topics([self.changelog])
+        wait_until(
+            lambda: self.changelog not in self.admin.list_topics(), "the changelog is deleted"
+        )
+        self.admin.create_topics({self.changelog: {"num_partitions": PARTITIONS}})
+        producer = KafkaProducer(bootstrap_servers=self.bootstrap)
+        for partition, records in kept.items():
+            assert [record.offset for record in records] == list(range(len(records)))
+            for record in records[:-count]:
+                producer.send(
+                    self.changelog, key=record.key, value=record.value, partition=partition
+                )
+        producer.flush()
+        producer.close()
+
+    def changelog_records(self) -> Iterator[ConsumerRecord]:
         consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, auto_offset_reset="earliest")
         partitions = [TopicPartition(self.changelog, p) for p in range(PARTITIONS)]
         consumer.assign(partitions)

@@ -125,6 +125,28 @@ def test_a_damaged_database_is_set_aside_and_built_again(scene, worker):
     assert not databases[2].with_name(f"{databases[2].name}.damaged").exists()
 
 
+def test_rows_that_the_changelog_has_lost_are_not_gone_on_with(scene, worker):
+    scene.send(2_000)
+    both = [worker(name, standbys=1).start() for name in ("first", "second")]
+    for process in both:
+        process.wait_until_ready(PARTITIONS // 2)
+    scene.send(1_000)
+    scene.wait_until_all_is_done()
+    for process in both:
+        process.end()
+
+    scene.lose_changelog_tail(30)
+    for process in both:
+        process.start()
+    scene.send(500)
+    scene.wait_until_all_is_done()
+
+    for process in both:
+        assert process.end() == 0
+    assert scene.rows() == scene.expected()
+    assert "no copy of its changelog" in both[0].output + both[1].output
+
+
 def test_partitions_are_given_back_after_the_batch_in_work_and_nothing_is_done_twice(
     scene, worker, tmp_path
 ):

@@ -121,8 +121,10 @@ def fence_over(producer: BatchProducer, id_suffix: str = "", beside: tuple[str, 
     class Coordinator:
         producers_of = staticmethod(coordinator.producers_of)
 
-        async def next_epoch(self, transactional_id: str) -> tuple[int, int]:
-            return await coordinator.next_epoch(transactional_id + id_suffix)
+        async def next_epoch(
+            self, transactional_id: str, after: tuple[int, int] | None = None
+        ) -> tuple[int, int]:
+            return await coordinator.next_epoch(transactional_id + id_suffix, after)
 
     return ChangelogFence(lambda: producer, Coordinator(), lambda: 0, beside)
 
@@ -215,6 +217,28 @@ async def test_a_renewal_lets_the_owner_go_on_and_a_former_one_not_come_back(kaf
     assert values_of(kafka.bootstrap, changelog) == [b"1", b"2", b"3", b"4"]
 
 
+async def test_who_has_lost_the_partition_does_not_get_it_back_by_a_renewal(
+    kafka, changelog, caplog
+):
+    async with (
+        running_producer(kafka.bootstrap) as former,
+        running_producer(kafka.bootstrap) as owner,
+    ):
+        fence = fence_over(former)
+        await fence.take([changelog])
+        await fence_over(owner).take([changelog])
+        await send(owner, changelog, b"1")
+
+        await fence.renew()
+
+        with pytest.raises(ChangelogFencedError):
+            await send(former, changelog, b"late")
+        await send(owner, changelog, b"2")
+
+    assert values_of(kafka.bootstrap, changelog) == [b"1", b"2"]
+    assert "is not renewed" in caplog.text
+
+
 async def test_what_is_released_is_neither_renewed_nor_written_to(kafka, changelog):
     async with running_producer(kafka.bootstrap) as producer:
         fence = fence_over(producer)
@@ -276,7 +300,9 @@ async def test_a_broker_without_epochs_is_written_to_unfenced_and_the_log_says_s
     kafka, changelog, caplog
 ):
     class Coordinator:
-        async def next_epoch(self, transactional_id: str) -> tuple[int, int]:
+        async def next_epoch(
+            self, transactional_id: str, after: tuple[int, int] | None = None
+        ) -> tuple[int, int]:
             raise EpochsUnknownError("this broker has no InitProducerIdRequest")
 
     async with running_producer(kafka.bootstrap) as producer:
@@ -284,6 +310,7 @@ async def test_a_broker_without_epochs_is_written_to_unfenced_and_the_log_says_s
 
         assert await fence.take([changelog]) == {}
         await fence.take([changelog])
+        await fence.renew()
         assert await send(producer, changelog, b"row") == [0, 0]
 
     # others warn of the topic, whose name has "unfenced" in it
