@@ -8,6 +8,7 @@ import contextvars
 import hashlib
 import logging
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -370,10 +371,15 @@ def _on(world: World) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Workers that end and connections that break are what this is about: they are not logged."""
-    before = logging.root.manager.disable
+    """Workers that end and connections that break are what this is about: they are not told.
+
+    Neither is what coroutines of dead workers raise as they are collected.
+    """
+    before = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(before[0])
+        sys.unraisablehook = before[1]
