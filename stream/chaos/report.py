@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+
+import msgspec
 
 from stream.guards import GuardName
 
@@ -103,7 +105,11 @@ class ChaosReport:
 
     def as_json(self) -> dict[str, object]:
         """The report for machines."""
-        return {"holds": self.holds, "longest_s": self.longest_s, **asdict(self)}
+        return {
+            "holds": self.holds,
+            "longest_s": self.longest_s,
+            **msgspec.to_builtins(self),  # asdict makes pairs the keys of a Counter
+        }
 
     def as_table(self) -> str:
         """The report for people."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from engine import COMMAND, driftline, environment, wait_until
 from kafka_cluster import kafka_home
@@ -156,6 +158,17 @@ def test_a_report_with_any_harm_does_not_hold(harm: str) -> None:
 
     assert not report.holds
     assert report.as_table().endswith("NOT survived")
+
+
+def test_what_faults_have_to_tell_is_in_the_report_for_machines() -> None:
+    kill = Injected("kill", "a worker killed", 1, struck=1)
+    kill.notes["went on"] += 2
+    report = ChaosReport(1, 1, 1, 300, faults=[kill], unexpected_ends=Counter({"1": 3}))
+
+    (fault,) = json.loads(msgspec.json.encode(report.as_json()))["faults"]
+
+    assert fault["notes"] == {"went on": 2}
+    assert "2x went on" in report.as_table()
 
 
 def test_a_fault_that_never_struck_and_a_control_that_found_nothing_do_not_hold() -> None:
