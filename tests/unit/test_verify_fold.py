@@ -375,8 +375,8 @@ def test_a_missing_a_stale_and_a_falling_list_are_found():
 
 
 def test_the_state_that_a_decision_tells_counts_and_not_the_trigger():
-    world = World(clicks(5))
-    sent = SentLists.of([sent_list("ada", 1, 2, "ab" * 16)])
+    world = World(clicks(5) + clicks(1, "bob", "film"))
+    sent = SentLists.of([sent_list("ada", 1, 2, "ab" * 16), sent_list("bob", 1, 0)])
 
     fresh = check_lists(sent, {"ab" * 16: 4}, world.expected, {}, DeltaTopic())
     stale = check_lists(sent, {"ab" * 16: 3}, world.expected, {}, DeltaTopic())
@@ -405,6 +405,16 @@ def test_who_came_in_the_very_first_batch_may_be_without_a_list():
 
     assert check.holds
     assert "nothing to list" in check.notes[-1]
+
+
+@pytest.mark.parametrize(("others", "missing"), [([], 0), (clicks(1, "bob", "film"), 1)])
+def test_who_has_taken_all_items_there_are_may_have_an_old_list(others, missing):
+    world = World(clicks(3) + others)
+    sent = SentLists.of([sent_list("ada", 1, 0), *(sent_list("bob", 1, 0) for _ in others)])
+
+    check = check_lists(sent, {}, world.expected, {}, DeltaTopic())
+
+    assert check.lost == missing, check.told
 
 
 @pytest.mark.parametrize(
