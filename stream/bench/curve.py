@@ -38,8 +38,7 @@ def wait_curve(report: LatencyReport) -> str:
 
 def _frame(report: LatencyReport, waits: Sequence[float], low_ms: float, top_ms: float) -> str:
     title = (
-        f"Event to list, one worker, {report.items:,} items: batch wait against latency, "
-        "at shares of the maximum"
+        f"From event to list, {report.items:,} items: batch wait against latency, by share of load"
     )
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     pieces = [f'<text x="{_LEFT}" y="24" font-size="14" font-weight="600">{title}</text>']
