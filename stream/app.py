@@ -22,7 +22,7 @@ from stream.kafka.fencing import LoopGuard
 from stream.kafka.producer import Delivery, Headers, KeyValue
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import RowTable, postponed_row
-from stream.kafka.watchdog import ProgressWatchdog
+from stream.kafka.watchdog import STUCK_END_S, ProgressWatchdog
 from stream.kafka.wiring import (
     BrokerLimits,
     changelog_fence_of,
@@ -157,7 +157,8 @@ def build_worker(
         statistics_source(settings),
     )
     topics = TopicWatch(settings, found, live.made_anew)
-    return WorkerParts(fence, changelog_fence, ProgressWatchdog(app), topics, live, shared, app)
+    watchdog = ProgressWatchdog(app, end_after_s=STUCK_END_S)
+    return WorkerParts(fence, changelog_fence, watchdog, topics, live, shared, app)
 
 
 def _faust_app(settings: Settings) -> faust.App:

@@ -233,6 +233,31 @@ def test_a_partition_without_lag_or_with_progress_is_never_stuck():
     assert watchdog.stuck_partitions == frozenset()
 
 
+def test_a_worker_that_stands_still_ends_if_the_broker_has_answered_all_the_while():
+    clock, ended = Clock(), []
+    app = faust.App("watched", web_enabled=False)
+    watchdog = ProgressWatchdog(
+        app, end_after_s=120, end=lambda: ended.append(clock.now_s), clock=clock
+    )
+    idle, hangs = TP("events", 1), TP("events", 2)
+
+    def look(position: int) -> None:
+        watchdog.observe({idle: 7, hangs: position}, {idle: 7, hangs: 1000})
+        watchdog.end_if_stuck_for_long()
+        clock.now_s += 5
+
+    for position in range(100):  # it moves for longer than that
+        look(position)
+    assert ended == []
+    watchdog._answering_since_s = None  # the broker was away
+    clock.now_s += 1000
+    moved_s = clock.now_s
+    while not ended:
+        look(99)
+
+    assert ended[0] - moved_s == 125
+
+
 def test_a_partition_that_never_started_is_stuck():
     clock = Clock()
     watchdog = make_watchdog(clock)
