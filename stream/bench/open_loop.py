@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from stream.bench.watched import RunFailedError
 from stream.bench.workload import partition_of, user_id
 from stream.events import UserEvent, encode
 from stream.settings import Settings
@@ -263,12 +264,12 @@ async def _every_half_second(begun_s: float, call: Callable[[float], None] | Non
 def list_rate(answers: Answers, until_s: float = math.inf) -> float:
     """Lists a second of a burst, after the first tenth of those that were there by `until_s`.
 
-    The first ones wait for the first fetch, and come before there is a full batch. NaN where all
-    came at once.
+    The first ones wait for the first fetch, and come before there is a full batch. Raises
+    RunFailedError where all came at once, or none did.
     """
     at: Any = np.sort(np.asarray(answers.list_s))
     at = at[at <= until_s]
     first = len(at) // 10
     if not len(at) or at[-1] == at[first]:
-        return float("nan")
+        raise RunFailedError(f"wanted lists over a while to tell a rate, got {len(at)} at once")
     return float((len(at) - 1 - first) / (at[-1] - at[first]))

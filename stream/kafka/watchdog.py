@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 
 import faust
@@ -18,7 +17,7 @@ from mode import Service
 
 from stream.kafka.batches import FAILED_EXIT_CODE
 from stream.kafka.consumer import BatchConsumer
-from stream.kafka.fencing import clock_s
+from stream.kafka.fencing import clock_s, end_process
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +25,12 @@ logger = logging.getLogger(__name__)
 STUCK_END_S = 120.0
 
 
-def end_process() -> None:
-    """End at once: what hangs would hang an orderly end as well."""
-    os._exit(FAILED_EXIT_CODE)
-
-
 class ProgressWatchdog(Service):  # type: ignore[misc]
     """Compares, every `interval_s`, how far each source partition is with where it ends.
 
     `stuck_partitions`: those with lag whose position has not moved for `patience_s`.
-    `end` is called when one has not for `end_after_s`, and the broker has answered for as long;
-    None: never.
+    `end` is called with the exit code when one has not for `end_after_s`, and the broker has
+    answered for as long; None: never.
     `lag`: records not done yet, by partition, as last seen.
     """
 
@@ -47,7 +41,7 @@ class ProgressWatchdog(Service):  # type: ignore[misc]
         patience_s: float = 60.0,
         interval_s: float = 5.0,
         end_after_s: float | None = None,
-        end: Callable[[], None] = end_process,
+        end: Callable[[int], None] = end_process,
         clock: Callable[[], float] = clock_s,
         **kwargs: object,
     ) -> None:
@@ -92,13 +86,11 @@ class ProgressWatchdog(Service):  # type: ignore[misc]
             logger.warning("Cannot ask where the source ends: %r", error)
             self._answering_since_s = None
             ends = {tp: self.lag.get(tp, 0) + (consumer.position_of(tp) or 0) for tp in partitions}
-            self.observe({tp: consumer.position_of(tp) for tp in partitions}, ends)
-            return
         self.observe({tp: consumer.position_of(tp) for tp in partitions}, ends)
         self.end_if_stuck_for_long()
 
     def end_if_stuck_for_long(self) -> None:
-        """To be called when the broker has answered, after `observe`."""
+        """To be called after `observe`. The time since a look without an answer counts."""
         now_s = self._clock()
         if self._answering_since_s is None:
             self._answering_since_s = now_s
@@ -110,7 +102,7 @@ class ProgressWatchdog(Service):  # type: ignore[misc]
                 "and goes on where its state stands when it is started again",
                 now_s - since_s,
             )
-            self._end()
+            self._end(FAILED_EXIT_CODE)  # what hangs would hang an orderly end as well
 
     def observe(self, positions: dict[TP, int | None], ends: dict[TP, int]) -> None:
         """Judge by these: `positions` is the next offset to be done, None = not started."""

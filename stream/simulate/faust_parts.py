@@ -242,7 +242,7 @@ class SimulatedCoordinator:
     async def next_epoch(
         self, transactional_id: str, after: tuple[int, int] | None = None
     ) -> tuple[int, int]:
-        """An epoch that is asked for again, as the answer was lost, is another one."""
+        """One that is asked for again, as the answer was lost, is another one but for `after`."""
         try:
             epoch: tuple[int, int] = await self._client._ask(
                 lambda: self._broker.next_epoch(transactional_id, after)

@@ -276,7 +276,8 @@ def check_disk(
     for path in sorted(p for d in data_dirs for p in d.glob(f"{app}/v*/tables/*-*.db")):
         partition = int(path.stem.rpartition("-")[2])
         rows = _rows_on_disk(path)
-        if _changelog_of(rows) not in (_UNKNOWN, changelog_fingerprint):
+        mark = rows.pop(_CHANGELOG_KEY, None) or rows.get(_SOURCE_KEY, b"")[16:24]
+        if int.from_bytes(mark, "little") not in (_UNKNOWN, changelog_fingerprint):
             check.notes.append(f"{path} is of a changelog that was deleted")
             continue
         position = int(rows.pop(_POSITION_KEY, b"-1"))
@@ -310,12 +311,6 @@ def _compare_disk(
     for key in rows:
         if (partition, key) not in changelog.values:
             check.miss(f"{path}: a row of {key!r}, which the changelog does not know")
-
-
-def _changelog_of(rows: dict[bytes, bytes]) -> int:
-    """The fingerprint of the changelog that rows on disk are a copy of; takes out its own row."""
-    of_disk = rows.pop(_CHANGELOG_KEY, b"")
-    return int.from_bytes(of_disk or rows.get(_SOURCE_KEY, b"")[16:24], "little")
 
 
 def _rows_on_disk(path: Path) -> dict[bytes, bytes]:

@@ -237,7 +237,7 @@ def test_a_worker_that_stands_still_ends_if_the_broker_has_answered_all_the_whil
     clock, ended = Clock(), []
     app = faust.App("watched", web_enabled=False)
     watchdog = ProgressWatchdog(
-        app, end_after_s=120, end=lambda: ended.append(clock.now_s), clock=clock
+        app, end_after_s=120, end=lambda _: ended.append(clock.now_s), clock=clock
     )
     idle, hangs = TP("events", 1), TP("events", 2)
 
