@@ -264,12 +264,14 @@ async def _every_half_second(begun_s: float, call: Callable[[float], None] | Non
 def list_rate(answers: Answers, until_s: float = math.inf) -> float:
     """Lists a second of a burst, after the first tenth of those that were there by `until_s`.
 
-    The first ones wait for the first fetch, and come before there is a full batch. Raises
-    RunFailedError where all came at once, or none did.
+    The first ones wait for the first fetch, and come before there is a full batch. Where all came
+    at once, the time since the begin counts. Raises RunFailedError where none came.
     """
     at: Any = np.sort(np.asarray(answers.list_s))
     at = at[at <= until_s]
+    if not len(at):
+        raise RunFailedError("wanted lists to tell a rate from, got none")
     first = len(at) // 10
-    if not len(at) or at[-1] == at[first]:
-        raise RunFailedError(f"wanted lists over a while to tell a rate, got {len(at)} at once")
+    if at[-1] == at[first]:
+        return float(len(at) / max(at[-1] - answers.begun_s, 1e-3))
     return float((len(at) - 1 - first) / (at[-1] - at[first]))
