@@ -215,6 +215,13 @@ def _cut_off(scene: Scene, keeps_connections: bool) -> bool:
     return has_struck
 
 
+def _silence_line(scene: Scene) -> bool:
+    """The first worker's connections go silent for ever; it has to find out by itself."""
+    has_struck = scene.aim(scene.standing[0])
+    scene.line.silence()
+    return has_struck
+
+
 def _send_unusual(how: Unusual, scene: Scene) -> bool:
     has_struck = scene.aim(scene.any_worker())
     return scene.sender.send_unusual(how, _UNUSUAL_RECORDS) and has_struck
@@ -308,6 +315,11 @@ FAULTS = {
             "cut-lost",
             "a worker cut off from the brokers; its connections are lost",
             partial(_cut_off, keeps_connections=False),
+        ),
+        Fault(
+            "line-silent",
+            "a worker's connections carry nothing any more, and nobody tells it",
+            _silence_line,
         ),
         Fault("duplicates", "200 records sent once more", partial(_send_unusual, "again")),
         Fault("disorder", "200 events sent in any order", partial(_send_unusual, "shuffled")),

@@ -3,7 +3,8 @@
 Nothing is told to either side while it is cut: connections stay open and no byte comes through.
 When the line heals, what was on its way arrives after all, as on a real network, where the sender's
 kernel repeats it: requests of a worker that has long lost its partitions among them. Or it is lost
-and the connections are broken, as after a time that a kernel or a router allows them.
+and the connections are broken, as after a time that a kernel or a router allows them. Or a router
+has forgotten the connections there were, and nobody is told: they are silent for ever.
 """
 
 from __future__ import annotations
@@ -46,6 +47,15 @@ class Line:
                 task.cancel()
         self._is_whole.set()
 
+    def silence(self) -> None:
+        """Let nothing through, ever again, on the connections that there are; new ones work."""
+        self._loop.call_soon_threadsafe(self._silence)
+
+    def _silence(self) -> None:
+        self._is_whole.clear()  # those that there are go on waiting for this one
+        self._is_whole = asyncio.Event()
+        self._is_whole.set()
+
     def close(self) -> None:
         """Close all connections and listen no more."""
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_PATIENCE_S)
@@ -59,7 +69,7 @@ class Line:
             async def lead(
                 reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int = target
             ) -> None:
-                task = asyncio.ensure_future(self._lead(reader, writer, target))
+                task = asyncio.ensure_future(_lead(reader, writer, target, self._is_whole))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -70,30 +80,40 @@ class Line:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _lead(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int
-    ) -> None:
-        try:
-            await self._is_whole.wait()
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
-        except OSError:  # the node is down
-            writer.close()
-            return
-        try:
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        finally:
-            writer.close()
-            far_writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one direction to its end; the other one goes on, unless this one breaks."""
+async def _lead(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    target: int,
+    is_whole: asyncio.Event,
+) -> None:
+    """Carry one connection to its end. It is closed in any case: nobody else would close it."""
+    try:
+        await is_whole.wait()
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
         try:
-            while data := await reader.read(_CHUNK_BYTES):
-                await self._is_whole.wait()
-                writer.write(data)
-                await writer.drain()
-            await self._is_whole.wait()
-            writer.write_eof()
-        except OSError:  # one side is gone without a word, as a process that was killed
-            await self._is_whole.wait()
-            writer.transport.abort()
+            await asyncio.gather(
+                _pump(reader, far_writer, is_whole), _pump(far_reader, writer, is_whole)
+            )
+        finally:
+            far_writer.close()
+    except OSError:  # the node is down
+        pass
+    finally:
+        writer.close()
+
+
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_whole: asyncio.Event
+) -> None:
+    """Carry one direction to its end; the other one goes on, unless this one breaks."""
+    try:
+        while data := await reader.read(_CHUNK_BYTES):
+            await is_whole.wait()
+            writer.write(data)
+            await writer.drain()
+        await is_whole.wait()
+        writer.write_eof()
+    except OSError:  # one side is gone without a word, as a process that was killed
+        await is_whole.wait()
+        writer.transport.abort()

@@ -16,6 +16,7 @@ from aiokafka.structs import RecordMetadata
 from faust.transport.drivers import aiokafka as driver
 
 from export.errors import DriftlineError
+from stream.kafka.connections import bound_answers
 from stream.kafka.epochs import ProducerEpoch
 
 #: One record: key and value, either of which may be None.
@@ -34,6 +35,11 @@ HEADER_OVERHEAD_BYTES = 10
 
 #: Faust's 16 KiB cost 40 % of the throughput on a real broker; 512 KiB was the best measured.
 MAX_BATCH_BYTES = 512 * 1024
+
+#: Longest time from handing a batch over to its acknowledgement, with all attempts, and of one
+#: attempt: those of Kafka's own producer (delivery.timeout.ms, request.timeout.ms).
+DELIVERY_S = 120.0
+ANSWER_S = 30.0
 
 
 class RecordTooLargeError(DriftlineError):
@@ -55,6 +61,13 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.epochs: dict[tuple[str, int], ProducerEpoch] = {}
         self.fenced_topics: set[str] = set()
+
+    def _new_producer(
+        self, transactional_id: str | None = None
+    ) -> driver.aiokafka.AIOKafkaProducer:
+        producer = super()._new_producer(transactional_id)
+        bound_answers(producer, ANSWER_S)
+        return producer
 
     async def send_records(
         self,

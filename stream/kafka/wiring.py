@@ -10,10 +10,11 @@ import faust
 
 from stream.kafka.batches import BatchOptions
 from stream.kafka.changelog_fence import ChangelogFence
+from stream.kafka.connections import mend_connections
 from stream.kafka.consumer import BatchConsumer
 from stream.kafka.epochs import KafkaCoordinator
 from stream.kafka.fencing import LoopGuard
-from stream.kafka.producer import MAX_BATCH_BYTES
+from stream.kafka.producer import DELIVERY_S, MAX_BATCH_BYTES
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import RowTable
 from stream.kafka.transport import BatchTransport
@@ -55,6 +56,7 @@ def faust_settings(limits: BrokerLimits | None = None) -> dict[str, object]:
         "consumer_auto_offset_reset": "earliest",
         "producer_acks": -1,
         "producer_linger": 0.0,
+        "producer_request_timeout": DELIVERY_S,
         "producer_max_batch_size": MAX_BATCH_BYTES,
         "producer_max_request_size": limits.max_request_bytes,
         "producer_compression_type": limits.compression,
@@ -66,6 +68,7 @@ def install(app: faust.App, options: BatchOptions) -> BatchTransport:
 
     `options.source_watermark` may call a table that is made later: it is called after recovery.
     """
+    mend_connections()
     transport = BatchTransport(app.conf.broker_consumer, app, options)
     app.transport = transport
     app.producer_transport = BatchTransport(app.conf.broker_producer, app, options)

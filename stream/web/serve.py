@@ -15,6 +15,7 @@ from aiokafka.errors import KafkaError
 from mode import Service
 
 from export.errors import DriftlineError
+from stream.kafka.connections import mend_connections
 from stream.logs import set_up_logging
 from stream.settings import Settings
 from stream.topics import BrokerError
@@ -153,6 +154,7 @@ def run_page(settings: Settings, options: PageOptions, say: Callable[[str], None
     Raises DriftlineError where Kafka, its topics or the port cannot be used.
     """
     set_up_logging(settings.log_level)
+    mend_connections()
     uvloop.run(_serve(settings, options, say))
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import faust
 from batch_worker import PARTITIONS
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError
 
+from stream.kafka.batches import BatchOptions
+from stream.kafka.producer import BatchProducer
 from stream.kafka.table import FENCE_KEY, SOURCE_KEY
+from stream.kafka.wiring import faust_settings, install
 
 PATIENCE_S = 40.0
 USERS = 40
@@ -209,3 +214,13 @@ class WorkerProcess:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def running_producer(bootstrap: str) -> AsyncIterator[BatchProducer]:
+    """The producer of a worker, alone."""
+    app = faust.App("producer", broker=f"kafka://{bootstrap}", **faust_settings())
+    install(app, BatchOptions(frozenset()))
+    await app.producer.start()
+    yield app.producer
+    await app.producer.stop()

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
 
-import faust
 import pytest
 from aiokafka.errors import OutOfOrderSequenceNumber
-from batch_harness import Scene, WorkerProcess
+from batch_harness import Scene, WorkerProcess, running_producer
 from faust.types import TP
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 
-from stream.chaos.brokers import Cluster, NoKafkaError, find_libs
 from stream.chaos.line import Line
-from stream.kafka.batches import BatchOptions
 from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.epochs import EpochsUnknownError, KafkaCoordinator, ProducerEpoch
 from stream.kafka.producer import BatchProducer, ChangelogFencedError
 from stream.kafka.table import FENCE_KEY
-from stream.kafka.wiring import BrokerLimits, faust_settings, install
 
 # -- one worker is cut off, another takes over ---------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A node that can be reached through a line, too."""
-    try:
-        libs = find_libs(None)
-    except NoKafkaError as error:
-        pytest.skip(str(error))
-    cluster = Cluster(libs, tmp_path_factory.mktemp("cluster"), 1)
-    cluster.start(cluster.nodes)
-    yield cluster
-    cluster.close()
 
 
 @pytest.mark.parametrize("fenced", [True, False], ids=["fenced", "the same without the fence"])
@@ -102,16 +84,6 @@ def user_rows(scene: Scene) -> list[tuple[bytes, bytes]]:
 
 
 # -- the fence alone -----------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def running_producer(bootstrap: str) -> AsyncIterator[BatchProducer]:
-    app = faust.App("fence", broker=f"kafka://{bootstrap}", **faust_settings(BrokerLimits()))
-    install(app, BatchOptions(frozenset()))
-    producer: BatchProducer = app.producer
-    await producer.start()
-    yield producer
-    await producer.stop()
 
 
 def fence_over(producer: BatchProducer, id_suffix: str = "", beside: tuple[str, ...] = ()):

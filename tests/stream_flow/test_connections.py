@@ -1,0 +1,120 @@
+"""A request whose connection is lost does not wait for ever, however it is lost.
+
+On uvloop, as in a worker: what goes wrong there does not on asyncio's own loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import pytest
+import uvloop
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.metadata import MetadataRequest
+from batch_harness import running_producer
+from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka.admin import NewTopic
+
+from stream.chaos.line import Line
+from stream.kafka import producer as producer_module
+from stream.kafka.producer import BatchProducer
+
+PATIENCE_S = 15.0
+
+
+@pytest.fixture
+def topic(cluster, prefix) -> str:
+    """One without records: a fetch waits there."""
+    admin = KafkaAdminClient(bootstrap_servers=cluster.bootstrap)
+    admin.create_topics([NewTopic(f"{prefix}empty", 1, 1)], wait_for_metadata=True)
+    admin.close()
+    return f"{prefix}empty"
+
+
+def test_what_waits_on_a_connection_ends_with_it_though_it_is_found_at_its_end_first(
+    cluster, topic, monkeypatch
+):
+    # a record of the log that is kept would keep the connection, too: that must be free to go
+    monkeypatch.setattr(logging.getLogger("aiokafka"), "disabled", True)
+
+    async def fetch_from_a_node_that_dies() -> None:
+        async with running_producer(cluster.bootstrap) as producer:
+            client, node = await connected_client(producer, topic)
+            wait_ms = int(2 * PATIENCE_S * 1000)
+            request = FetchRequest(wait_ms, 1, 1024, 0, [(topic, [(0, 0, 1024)])])
+            fetch = asyncio.create_task(client.send(node, request))
+            await asyncio.sleep(0)
+            assert client._conns[node, ConnectionGroup.DEFAULT]._requests
+
+            cluster.nodes[0].end(signal.SIGKILL)
+            try:
+                client._conns[node, ConnectionGroup.DEFAULT]._protocol.eof_received()
+                assert not await client.ready(node)  # refused
+                with pytest.raises(KafkaConnectionError):
+                    await asyncio.wait_for(fetch, PATIENCE_S)
+            finally:
+                cluster.start(cluster.nodes)
+
+    uvloop.run(fetch_from_a_node_that_dies())
+
+
+def test_a_transport_that_is_closed_is_an_error_of_kafka_to_who_sends_over_it(cluster, topic):
+    async def send_over_a_closed_transport() -> None:
+        async with running_producer(cluster.bootstrap) as producer:
+            client, node = await connected_client(producer, topic)
+            connection = client._conns[node, ConnectionGroup.DEFAULT]
+
+            connection._read_task.cancel()  # as if it had not had its turn yet
+            connection._writer.transport.abort()
+            await connection._closed_fut
+
+            with pytest.raises(KafkaConnectionError):
+                await connection.send(MetadataRequest([]))
+
+    uvloop.run(send_over_a_closed_transport())
+
+
+async def connected_client(producer: BatchProducer, topic: str) -> tuple[AIOKafkaClient, int]:
+    """A producer's client, and the node that it is connected to."""
+    client = producer._ensure_producer().client
+    await client._wait_on_metadata(topic)
+    (node,) = (broker.nodeId for broker in client.cluster.brokers())
+    assert await client.ready(node)
+    return client, node
+
+
+async def test_records_sent_into_a_silent_connection_arrive_by_another(cluster, topic, monkeypatch):
+    monkeypatch.setattr(producer_module, "ANSWER_S", 1.0)
+    line = Line(cluster.line_ports)
+    try:
+        async with running_producer(cluster.line_bootstrap) as producer, asyncio.timeout(60.0):
+            await send(producer, topic, b"before")
+            line.silence()
+            async with asyncio.timeout(PATIENCE_S):
+                await send(producer, topic, b"after")
+    finally:
+        line.close()
+
+    assert values_of(cluster.bootstrap, topic) == [b"before", b"after"]
+
+
+async def send(producer: BatchProducer, topic: str, value: bytes) -> None:
+    for delivery in await producer.send_records(topic, 0, [(None, value)], timestamp_ms=0):
+        await delivery
+
+
+def values_of(bootstrap: str, topic: str) -> list[bytes]:
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    where = TopicPartition(topic, 0)
+    consumer.assign([where])
+    (end,) = consumer.end_offsets([where]).values()
+    found: list[bytes] = []
+    while consumer.position(where) < end:
+        for records in consumer.poll(timeout_ms=500).values():
+            found += [record.value for record in records]
+    consumer.close()
+    return found
