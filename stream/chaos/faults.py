@@ -20,10 +20,11 @@ from kafka.errors import KafkaError
 
 from stream.chaos import damage
 from stream.chaos.brokers import NODE_SESSION_S
-from stream.chaos.engine import SESSION_S, Engine
+from stream.chaos.engine import SESSION_S, Engine, StuckError
 from stream.chaos.line import Line
 from stream.chaos.traffic import Sender, Unusual
 from stream.chaos.workers import WorkerProcess
+from stream.kafka.connections import ANSWER_S
 
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
 #: A crash at a step comes in one of so many batches after the start.
@@ -32,6 +33,9 @@ _AIM_PATIENCE_S = 30.0
 #: Soft limit of a file's size that stands for a disk without space.
 _FULL_BYTES = 1
 _UNUSUAL_RECORDS = 200
+#: In which a worker whose connections are silent is at work again, and how often that is looked at.
+_SILENCE_PATIENCE_S = 3 * ANSWER_S
+_SILENCE_LOOK_S = 2.0
 #: How far a worker's clock is ahead after a leap.
 _CLOCK_HOURS = (0.9, 7, -5, -100)
 
@@ -216,10 +220,16 @@ def _cut_off(scene: Scene, keeps_connections: bool) -> bool:
 
 
 def _silence_line(scene: Scene) -> bool:
-    """The first worker's connections go silent for ever; it has to find out by itself."""
-    has_struck = scene.aim(scene.standing[0])
+    """The first worker's connections go silent for ever; it has to find out, and come back."""
+    worker = scene.standing[0]
+    has_struck = scene.aim(worker)
     scene.line.silence()
-    return has_struck
+    deadline = time.monotonic() + _SILENCE_PATIENCE_S
+    while time.monotonic() < deadline:
+        scene.engine.supervised(scene.standing)
+        if worker.wait_until_at_work(_SILENCE_LOOK_S):
+            return has_struck
+    raise StuckError(f"{worker.name} is not at work again {_SILENCE_PATIENCE_S:.0f} s after it")
 
 
 def _send_unusual(how: Unusual, scene: Scene) -> bool:

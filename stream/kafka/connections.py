@@ -6,6 +6,10 @@ answer may take (Faust allows its producer 20 minutes), and ends in a KeyError. 
 transport that is closed raises RuntimeError, where aiokafka expects OSError: the task that reads
 metadata dies of it, and whoever waits for metadata waits for ever
 (https://github.com/aio-libs/aiokafka/issues/1038).
+
+And aiokafka has one time for an answer and for what may take long by itself: a delivery with all
+its attempts, a group that waits for its other members. Over a connection that a router or a broker
+has forgotten, no answer comes.
 """
 
 from __future__ import annotations
@@ -14,13 +18,26 @@ from typing import Any
 
 from aiokafka import conn as aiokafka_conn
 from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
+
+#: Longest wait for an answer: that of Kafka's own clients (request.timeout.ms).
+ANSWER_S = 30.0
+
+#: These are answered when all members of the group have come.
+_WAITING_FOR_OTHERS = (JoinGroupRequest, SyncGroupRequest)
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc]
     """A connection that closes as soon as somebody finds it at its end.
 
-    What waits on it then raises KafkaConnectionError, as aiokafka's clients expect.
+    What waits on it then raises KafkaConnectionError, as aiokafka's clients expect. An answer that
+    takes longer than `ANSWER_S` raises TimeoutError, and they open another connection.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._others_s: float = self._request_timeout
+        self._request_timeout: float = min(self._others_s, ANSWER_S)
 
     def connected(self) -> bool:
         is_open = self._reader is not None and not self._loop.is_closed()
@@ -30,19 +47,15 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
         self.connected()
-        return super().send(request, expect_response)
+        if not isinstance(request, _WAITING_FOR_OTHERS):
+            return super().send(request, expect_response)
+        answer_s, self._request_timeout = self._request_timeout, self._others_s
+        try:
+            return super().send(request, expect_response)
+        finally:
+            self._request_timeout = answer_s
 
 
 def mend_connections() -> None:
     """Let all of aiokafka's clients of this process use `Connection` from now on."""
     aiokafka_conn.AIOKafkaConnection = Connection
-
-
-def bound_answers(producer: Any, longest_s: float) -> None:
-    """Let an AIOKafkaProducer that is not started yet wait at most so long for one answer.
-
-    Then the connection is closed, and the next attempt opens another. aiokafka has one time for
-    that and for a delivery with all its attempts: the delivery's stays as it is.
-    """
-    producer.client._request_timeout_ms = int(longest_s * 1000)
-    producer._sender._request_timeout_ms = int(longest_s * 1000)

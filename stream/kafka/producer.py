@@ -16,7 +16,7 @@ from aiokafka.structs import RecordMetadata
 from faust.transport.drivers import aiokafka as driver
 
 from export.errors import DriftlineError
-from stream.kafka.connections import bound_answers
+from stream.kafka.connections import ANSWER_S
 from stream.kafka.epochs import ProducerEpoch
 
 #: One record: key and value, either of which may be None.
@@ -36,10 +36,9 @@ HEADER_OVERHEAD_BYTES = 10
 #: Faust's 16 KiB cost 40 % of the throughput on a real broker; 512 KiB was the best measured.
 MAX_BATCH_BYTES = 512 * 1024
 
-#: Longest time from handing a batch over to its acknowledgement, with all attempts, and of one
-#: attempt: those of Kafka's own producer (delivery.timeout.ms, request.timeout.ms).
+#: Longest time from handing a batch over to its acknowledgement, with all attempts: that of Kafka's
+#: own producer (delivery.timeout.ms).
 DELIVERY_S = 120.0
-ANSWER_S = 30.0
 
 
 class RecordTooLargeError(DriftlineError):
@@ -65,8 +64,9 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
     def _new_producer(
         self, transactional_id: str | None = None
     ) -> driver.aiokafka.AIOKafkaProducer:
+        """Faust's, for which the broker waits no longer for replicas than it for the broker."""
         producer = super()._new_producer(transactional_id)
-        bound_answers(producer, ANSWER_S)
+        producer._sender._request_timeout_ms = int(ANSWER_S * 1000)
         return producer
 
     async def send_records(

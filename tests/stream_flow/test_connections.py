@@ -20,7 +20,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 
 from stream.chaos.line import Line
-from stream.kafka import producer as producer_module
+from stream.kafka import connections
 from stream.kafka.producer import BatchProducer
 
 PATIENCE_S = 15.0
@@ -88,7 +88,7 @@ async def connected_client(producer: BatchProducer, topic: str) -> tuple[AIOKafk
 
 
 async def test_records_sent_into_a_silent_connection_arrive_by_another(cluster, topic, monkeypatch):
-    monkeypatch.setattr(producer_module, "ANSWER_S", 1.0)
+    monkeypatch.setattr(connections, "ANSWER_S", 1.0)
     line = Line(cluster.line_ports)
     try:
         async with running_producer(cluster.line_bootstrap) as producer, asyncio.timeout(60.0):
