@@ -17,7 +17,7 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from stream.bench.raw_loop import DELTA_BYTES, FILLER, RawPlan, RawRows
-from stream.kafka.consumer import LONG_POLL_MS
+from stream.kafka.consumer_thread import LONG_POLL_MS
 from stream.kafka.producer import MAX_BATCH_BYTES
 
 _FLUSH_TIMEOUT_S = 30.0

@@ -25,7 +25,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from msgspec import Struct
 
 from stream.history import RowLimits, row_key
-from stream.kafka.consumer import LONG_POLL_MS
+from stream.kafka.consumer_thread import LONG_POLL_MS
 from stream.kafka.producer import MAX_BATCH_BYTES
 from stream.kafka.table import (
     BLOCK_CACHE_BYTES,

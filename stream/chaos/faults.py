@@ -24,7 +24,6 @@ from stream.chaos.engine import SESSION_S, Engine, StuckError
 from stream.chaos.line import Line
 from stream.chaos.traffic import Sender, Unusual
 from stream.chaos.workers import WorkerProcess
-from stream.kafka.connections import ANSWER_S
 
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
 #: A crash at a step comes in one of so many batches after the start.
@@ -34,7 +33,7 @@ _AIM_PATIENCE_S = 30.0
 _FULL_BYTES = 1
 _UNUSUAL_RECORDS = 200
 #: In which a worker whose connections are silent is at work again, and how often that is looked at.
-_SILENCE_PATIENCE_S = 3 * ANSWER_S
+_SILENCE_PATIENCE_S = 10 * SESSION_S
 _SILENCE_LOOK_S = 2.0
 #: How far a worker's clock is ahead after a leap.
 _CLOCK_HOURS = (0.9, 7, -5, -100)

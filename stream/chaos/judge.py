@@ -111,7 +111,7 @@ def _set_aside_unread_damage(data_dirs: list[Path]) -> list[Path]:
                 for _ in database.items():
                     pass
         except Exception as error:  # rocksdict raises nothing more exact
-            if not str(error).startswith("Corruption"):
+            if not str(error).startswith(("Corruption", "IO error")):  # a block, a whole file
                 raise
             path.rename(path.with_name(f"{path.name}.unread-damage"))
             unread.append(path)

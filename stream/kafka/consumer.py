@@ -21,10 +21,8 @@ from mode.utils.queues import ThrowableQueue
 
 from export.errors import DriftlineError
 from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, exit_later
-from stream.kafka.bounded import bound_fetches
+from stream.kafka.consumer_thread import BatchConsumerThread
 from stream.kafka.continuity import Continuity
-from stream.kafka.pacing import pace_empty_fetches
-from stream.kafka.plain import hand_over_plain
 from stream.kafka.restore import (
     begin_recovery,
     drop_if_ahead,
@@ -37,10 +35,6 @@ from stream.kafka.table import RowTable
 
 #: One wait for records; also how often a quiet consumer looks whether it should stop.
 FETCH_WAIT_S = 1.0
-
-#: How long a fetch waits at the broker when there is nothing. Requests on a connection are answered
-#: in order: at Faust's 1,500 ms a seek after a rebalance took seconds.
-LONG_POLL_MS = 200
 
 #: The part of the rebalance timeout a batch in work may take; the rest is for commit and join.
 HAND_OVER_SHARE = 0.75
@@ -55,33 +49,6 @@ class PartitionsLostError(DriftlineError):
 
 class HandOverError(DriftlineError):
     """A batch was still in work when its partitions had to be given back."""
-
-
-class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Faust's thread with the aiokafka consumer, that asks the broker more often."""
-
-    async def on_start(self) -> None:
-        """Start it, with a pause after fetches that a broker answers at once with nothing."""
-        await super().on_start()
-        consumer = self._ensure_consumer()
-        pace_empty_fetches(consumer)
-        hand_over_plain(consumer, self._is_plain)
-
-    def _is_plain(self, topic: str) -> bool:
-        """Whether nothing of Faust's reads the records of a topic."""
-        options: BatchOptions = self.consumer.options
-        return topic in options.batch_topics or isinstance(
-            self.app.tables._changelogs.get(topic), RowTable
-        )
-
-    def _create_worker_consumer(
-        self, transport: driver.Transport
-    ) -> driver.aiokafka.AIOKafkaConsumer:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = LONG_POLL_MS
-        options: BatchOptions = self.consumer.options
-        bound_fetches(consumer, options.max_batch_bytes, options.batch_topics)
-        return consumer
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
@@ -146,6 +113,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     def holds_partitions(self) -> bool:
         """Whether another worker could get what this one has, if this one stood still."""
         return bool(self._acked_through)
+
+    def silent_s(self) -> float:
+        """For how long the group has not answered a heartbeat."""
+        thread: BatchConsumerThread = self._thread
+        return thread.silent_s()
 
     # -- what health and metrics read -------------------------------------------------------
 

@@ -4,6 +4,9 @@ A process that was stopped (SIGSTOP, a frozen container, a suspended machine, a 
 does not know it, goes on with the batch it had, and writes rows that are stale by then. The clock
 tells: nothing ran for longer than three quarters of the session timeout. The check comes right
 before results are sent, and before rows are written. No clean shutdown is tried: it would write.
+
+A worker whose connections are silent, and none of them broken, does not know it either, and would
+wait for one after another. What tells is a heartbeat that is not answered within a session.
 """
 
 from __future__ import annotations
@@ -48,8 +51,9 @@ class LoopGuard(Service):  # type: ignore[misc]
 
     `check()` is to be called before results are sent (step 5) and before rows are written
     (step 6). `also_check` is called by it after the clock was found good, and may raise. While
-    `has_partitions` says no, as at a slow start, a pause is only logged. `wiring.loop_guard` makes
-    one for an app.
+    `has_partitions` says no, as at a slow start, a pause is only logged. `silent_s` tells for how
+    long the group has not answered a heartbeat: longer than a session, and the process ends too.
+    `wiring.loop_guard` makes one for an app.
     """
 
     def __init__(
@@ -58,14 +62,17 @@ class LoopGuard(Service):  # type: ignore[misc]
         *,
         also_check: Callable[[], None] = lambda: None,
         has_partitions: Callable[[], bool] = lambda: True,
+        silent_s: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = clock_s,
         end: Callable[[int], None] = end_process,
         **kwargs: object,
     ) -> None:
+        self._session_timeout_s = session_timeout_s
         self.max_pause_s = FENCE_SHARE * session_timeout_s
         self.longest_pause_s = 0.0
         self._also_check = also_check
         self._has_partitions = has_partitions
+        self._silent_s = silent_s
         self._clock = clock
         self._end = end
         self._last_ran_s = clock()
@@ -93,6 +100,7 @@ class LoopGuard(Service):  # type: ignore[misc]
     async def _tick(self) -> None:
         while not self.should_stop:
             self._note_that_it_runs()
+            self._note_that_it_is_heard()
             await self.sleep(self.max_pause_s / TICKS_PER_PAUSE)
 
     def _on_continue(self, number: int, frame: FrameType | None) -> None:
@@ -117,3 +125,14 @@ class LoopGuard(Service):  # type: ignore[misc]
             self.max_pause_s,
         )
         self._end(FENCED_EXIT_CODE)
+
+    def _note_that_it_is_heard(self) -> None:
+        silent_s = self._silent_s()
+        if silent_s > self._session_timeout_s and self._has_partitions():
+            logger.critical(
+                "The group has not answered a heartbeat for %.1f s, longer than a session: others "
+                "have this worker's partitions by now. It ends without writing, and may be started "
+                "again; look at what lies between it and Kafka",
+                silent_s,
+            )
+            self._end(FENCED_EXIT_CODE)

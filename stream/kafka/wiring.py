@@ -96,5 +96,14 @@ def loop_guard(app: faust.App) -> LoopGuard:
         consumer: BatchConsumer | None = app._consumer  # the property would make one
         return consumer is not None and consumer.holds_partitions()
 
+    def silent_s() -> float:
+        consumer: BatchConsumer | None = app._consumer
+        return consumer.silent_s() if consumer is not None else 0.0
+
     session_timeout_s: float = app.conf.broker_session_timeout
-    return LoopGuard(session_timeout_s, also_check=check_ownership, has_partitions=has_partitions)
+    return LoopGuard(
+        session_timeout_s,
+        also_check=check_ownership,
+        has_partitions=has_partitions,
+        silent_s=silent_s,
+    )

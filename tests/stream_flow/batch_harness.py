@@ -105,11 +105,7 @@ class Scene:
         kept: dict[int, list[ConsumerRecord]] = {}
         for record in self.changelog_records():
             kept.setdefault(record.partition, []).append(record)
-        self.admin.delete_topics([self.changelog])
-        wait_until(
-            lambda: self.changelog not in self.admin.list_topics(), "the changelog is deleted"
-        )
-        self.admin.create_topics({self.changelog: {"num_partitions": PARTITIONS}})
+        self.make_anew(self.changelog)
         producer = KafkaProducer(bootstrap_servers=self.bootstrap)
         for partition, records in kept.items():
             assert [record.offset for record in records] == list(range(len(records)))
@@ -119,6 +115,12 @@ class Scene:
                 )
         producer.flush()
         producer.close()
+
+    def make_anew(self, topic: str, partitions: int = PARTITIONS) -> None:
+        """Delete a topic and make it again, empty."""
+        self.admin.delete_topics([topic])
+        wait_until(lambda: topic not in self.admin.list_topics(), f"{topic} is deleted")
+        self.admin.create_topics({topic: {"num_partitions": partitions}})
 
     def changelog_records(self) -> Iterator[ConsumerRecord]:
         consumer = KafkaConsumer(bootstrap_servers=self.bootstrap, auto_offset_reset="earliest")

@@ -228,9 +228,7 @@ def test_a_source_shorter_than_the_state_stops_the_start(scene, worker):
     process = worker(instance="one").start()
     scene.wait_until_all_is_done()
     process.end()
-    scene.admin.delete_topics([scene.events])
-    wait_until(lambda: scene.events not in scene.admin.list_topics(), "the source topic is deleted")
-    scene.admin.create_topics({scene.events: {"num_partitions": PARTITIONS}})
+    scene.make_anew(scene.events)
 
     code = process.start().exit_code()
 
@@ -239,9 +237,7 @@ def test_a_source_shorter_than_the_state_stops_the_start(scene, worker):
 
 
 def test_a_changelog_with_other_partitions_than_the_source_stops_the_start(scene, worker):
-    scene.admin.delete_topics([scene.changelog])
-    wait_until(lambda: scene.changelog not in scene.admin.list_topics(), "the changelog is gone")
-    scene.admin.create_topics({scene.changelog: {"num_partitions": PARTITIONS // 2}})
+    scene.make_anew(scene.changelog, PARTITIONS // 2)
 
     process = worker().start()
 

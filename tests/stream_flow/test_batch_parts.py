@@ -185,6 +185,32 @@ def test_a_pause_without_partitions_ends_nothing():
     assert guard.longest_pause_s == 60
 
 
+@pytest.mark.parametrize(
+    ("silent_s", "has_partitions", "ends"),
+    [(0.19, True, False), (0.21, True, True), (0.21, False, False)],
+)
+async def test_a_group_that_is_silent_for_longer_than_a_session_ends_a_worker_with_partitions(
+    silent_s, has_partitions, ends
+):
+    ended: list[int] = []
+    is_asked = asyncio.Event()
+
+    def silent() -> float:
+        if is_asked.is_set():
+            guarded.set()
+        is_asked.set()
+        return silent_s
+
+    guarded = asyncio.Event()
+    guard = LoopGuard(0.2, has_partitions=lambda: has_partitions, silent_s=silent, end=ended.append)
+    await guard.start()
+    async with asyncio.timeout(5):
+        await guarded.wait()  # asked a second time: what came of the first is done
+    await guard.stop()
+
+    assert (FENCED_EXIT_CODE in ended) == ends
+
+
 async def test_a_blocked_loop_is_noticed_without_anyone_calling_check():
     ended: list[int] = []
     guard = LoopGuard(0.2, end=ended.append)
