@@ -6,8 +6,10 @@ On uvloop, as in a worker: what goes wrong there does not on asyncio's own loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
+import time
 
 import pytest
 import uvloop
@@ -15,12 +17,14 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
-from batch_harness import running_producer
+from batch_harness import Scene, WorkerProcess, running_producer
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.admin import NewTopic
 
 from stream.chaos.line import Line
 from stream.kafka import connections
+from stream.kafka.connections import ANSWER_S
+from stream.kafka.fencing import FENCED_EXIT_CODE
 from stream.kafka.producer import BatchProducer
 
 PATIENCE_S = 15.0
@@ -100,6 +104,27 @@ async def test_records_sent_into_a_silent_connection_arrive_by_another(cluster, 
         line.close()
 
     assert values_of(cluster.bootstrap, topic) == [b"before", b"after"]
+
+
+def test_a_worker_whose_connections_are_silent_ends_after_a_session(cluster, prefix, tmp_path):
+    with contextlib.ExitStack() as stack:
+        line = Line(cluster.line_ports)
+        stack.callback(line.close)
+        scene = Scene(cluster.bootstrap, prefix)
+        stack.callback(scene.close)
+        worker = WorkerProcess(scene, tmp_path, "silent", session_s=4.0)
+        stack.callback(worker.clean_up)
+        worker.start(bootstrap=cluster.line_bootstrap).wait_until_ready()
+        scene.send(200)
+        scene.wait_until_all_is_done()
+
+        line.silence()
+        since_s = time.monotonic()
+        code = worker.exit_code()
+
+        assert code == FENCED_EXIT_CODE
+        assert time.monotonic() - since_s < ANSWER_S / 2
+        assert scene.rows() == scene.expected()
 
 
 async def send(producer: BatchProducer, topic: str, value: bytes) -> None:
