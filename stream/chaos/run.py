@@ -13,6 +13,7 @@ All processes are ended at the end, whatever happens, and no others.
 
 from __future__ import annotations
 
+import math
 import random
 import tempfile
 import time
@@ -47,13 +48,17 @@ class UnknownNameError(DriftlineError):
 
 @dataclass(frozen=True, slots=True)
 class ChaosPlan:
-    """What to inject, into what. `folder` is kept; None: a temporary one that is not."""
+    """What to inject, into what. `folder` is kept; None: a temporary one that is not.
+
+    After `minutes` no other fault is injected: what has struck by then is judged.
+    """
 
     faults: str = "all"  # or names with commas
     guards: str = "all"  # of the control runs; or "none", or names with commas
     nodes: int = 1
     workers: int = 2
     each: int = 20
+    minutes: float | None = None
     rate: float = 300.0
     seed: int = 1
     kafka_home: Path | None = None
@@ -148,10 +153,11 @@ def _inject_all(
         else:
             queue += [fault] * plan.each
     scene.rng.shuffle(queue)
-    while queue and not report.stuck:
+    deadline = time.monotonic() + (math.inf if plan.minutes is None else 60 * plan.minutes)
+    while queue and not report.stuck and time.monotonic() < deadline:
         fault = queue.pop(0)
         counts = injected[fault.name]
-        has_struck = _inject(fault, scene, watch, report)
+        has_struck = _inject(fault, scene, watch, report, tell)
         counts.struck += has_struck
         counts.missed += not has_struck
         counts.notes += Counter(scene.notes)
@@ -164,7 +170,9 @@ def _inject_all(
     return list(injected.values())
 
 
-def _inject(fault: Fault, scene: Scene, watch: Watch, report: ChaosReport) -> bool:
+def _inject(
+    fault: Fault, scene: Scene, watch: Watch, report: ChaosReport, tell: Callable[[str], None]
+) -> bool:
     """Strike once, and wait until all that was in the log is done."""
     watch.note(fault.name)
     try:
@@ -174,6 +182,7 @@ def _inject(fault: Fault, scene: Scene, watch: Watch, report: ChaosReport) -> bo
             raise StuckError("the sender ended by itself; its error is above")
     except (StuckError, WorkerError) as error:
         report.stuck = f"after {fault.name}: {error}"
+        tell(f"STUCK: {report.stuck}")
         return False
     return has_struck
 

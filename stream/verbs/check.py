@@ -124,6 +124,11 @@ def simulate(seeds: int, first: int, mutate: str | None, as_json: bool) -> None:
     "--each", type=click.IntRange(1), default=20, show_default=True, help="Faults of each kind."
 )
 @click.option(
+    "--minutes",
+    type=click.FloatRange(min=0),
+    help="Inject none after so long, and judge what has struck; default: until all have.",
+)
+@click.option(
     "--rate",
     type=click.FloatRange(min=1),
     default=300.0,

@@ -69,6 +69,20 @@ def test_a_short_run_survives_its_faults_and_finds_the_broken_guard_out(libs_hom
     assert control["applied_twice"] > 0
 
 
+def test_when_its_minutes_are_over_it_judges_what_has_struck_and_says_that_it_was_too_little(
+    libs_home: Path,
+) -> None:
+    options = ("--faults", "kill", "--each", 2, "--workers", 1, "--break-guard", "none")
+
+    code, report = chaos(libs_home, *options, "--minutes", 0, patience_s=200)
+
+    assert code == 1
+    assert not report["holds"]
+    assert [(fault["struck"], fault["wanted"]) for fault in report["faults"]] == [(0, 2)]
+    assert report["verdict"]["events"] > 0
+    assert not report["verdict"]["findings"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_brokers_and_disks_fail_and_nothing_is_lost(libs_home: Path, nodes: int) -> None:
