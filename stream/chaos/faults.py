@@ -33,7 +33,7 @@ _AIM_PATIENCE_S = 30.0
 _FULL_BYTES = 1
 _UNUSUAL_RECORDS = 200
 #: In which a worker whose connections are silent is at work again, and how often that is looked at.
-_SILENCE_PATIENCE_S = 10 * SESSION_S
+_SILENCE_PATIENCE_S = 60.0
 _SILENCE_LOOK_S = 2.0
 #: How far a worker's clock is ahead after a leap.
 _CLOCK_HOURS = (0.9, 7, -5, -100)
@@ -224,11 +224,11 @@ def _silence_line(scene: Scene) -> bool:
     has_struck = scene.aim(worker)
     scene.line.silence()
     deadline = time.monotonic() + _SILENCE_PATIENCE_S
-    while time.monotonic() < deadline:
+    while not worker.wait_until_at_work(_SILENCE_LOOK_S):
+        if time.monotonic() > deadline:
+            raise StuckError(f"{worker.name} is not at work again in {_SILENCE_PATIENCE_S:.0f} s")
         scene.engine.supervised(scene.standing)
-        if worker.wait_until_at_work(_SILENCE_LOOK_S):
-            return has_struck
-    raise StuckError(f"{worker.name} is not at work again {_SILENCE_PATIENCE_S:.0f} s after it")
+    return has_struck
 
 
 def _send_unusual(how: Unusual, scene: Scene) -> bool:

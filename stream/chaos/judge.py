@@ -21,6 +21,10 @@ _ROWS = "rows in the changelog"
 _OWN_KEYS = b"\x00"
 
 
+#: How RocksDB's errors begin: a block is damaged, a file is missing.
+_DAMAGES = ("Corruption", "IO error: No such file")
+
+
 def judge(engine: Engine, acknowledged: int) -> Verdict:
     """Everything that can be told of an engine at rest whose workers have ended."""
     dirs = [worker.data_dir for worker in engine.workers if worker.data_dir.exists()]
@@ -111,7 +115,7 @@ def _set_aside_unread_damage(data_dirs: list[Path]) -> list[Path]:
                 for _ in database.items():
                     pass
         except Exception as error:  # rocksdict raises nothing more exact
-            if not str(error).startswith(("Corruption", "IO error")):  # a block, a whole file
+            if not str(error).startswith(_DAMAGES):
                 raise
             path.rename(path.with_name(f"{path.name}.unread-damage"))
             unread.append(path)

@@ -14,30 +14,35 @@ has forgotten, no answer comes.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 from aiokafka import conn as aiokafka_conn
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
+from aiokafka.protocol.produce import ProduceRequest
 
-#: Longest wait for an answer: that of Kafka's own clients (request.timeout.ms).
-ANSWER_S = 30.0
+#: Longest wait for an answer.
+ANSWER_S = 10.0
+#: The same of an acknowledgement, that waits for replicas: what Kafka's own producer allows it
+#: (request.timeout.ms).
+ACKNOWLEDGEMENT_S = 30.0
 
 #: These are answered when all members of the group have come.
 _WAITING_FOR_OTHERS = (JoinGroupRequest, SyncGroupRequest)
 
 
 class Connection(AIOKafkaConnection):  # type: ignore[misc]
-    """A connection that closes as soon as somebody finds it at its end.
+    """A connection that closes as soon as somebody finds it at its end, or an answer too late.
 
-    What waits on it then raises KafkaConnectionError, as aiokafka's clients expect. An answer that
-    takes longer than `ANSWER_S` raises TimeoutError, and they open another connection.
+    What waits on it then raises KafkaConnectionError, as aiokafka's clients expect, and who waited
+    for the late answer TimeoutError; they open another connection.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._others_s: float = self._request_timeout
-        self._request_timeout: float = min(self._others_s, ANSWER_S)
+        self._longest_s: float = self._request_timeout
+        self._request_timeout: float = min(self._longest_s, ANSWER_S)
 
     def connected(self) -> bool:
         is_open = self._reader is not None and not self._loop.is_closed()
@@ -47,13 +52,25 @@ class Connection(AIOKafkaConnection):  # type: ignore[misc]
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
         self.connected()
-        if not isinstance(request, _WAITING_FOR_OTHERS):
-            return super().send(request, expect_response)
-        answer_s, self._request_timeout = self._request_timeout, self._others_s
+        answer_s, self._request_timeout = self._request_timeout, self._patience_s(request)
         try:
-            return super().send(request, expect_response)
+            answer = super().send(request, expect_response)
         finally:
             self._request_timeout = answer_s
+        return self._in_time(answer) if expect_response else answer
+
+    def _patience_s(self, request: Any) -> float:
+        if isinstance(request, _WAITING_FOR_OTHERS):
+            return self._longest_s
+        longest_s = ACKNOWLEDGEMENT_S if isinstance(request, ProduceRequest) else ANSWER_S
+        return min(self._longest_s, longest_s)
+
+    async def _in_time(self, answer: Awaitable[Any]) -> Any:
+        try:
+            return await answer
+        except TimeoutError:
+            self.close(reason=CloseReason.CONNECTION_TIMEOUT)
+            raise
 
 
 def mend_connections() -> None:

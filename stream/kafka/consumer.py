@@ -102,22 +102,24 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
 
     def check_ownership(self) -> None:
         """Raise PartitionsLostError if the work under way belongs to another worker by now."""
-        generation = self._thread._ensure_consumer()._coordinator.generation
-        if self._work_generation not in (None, generation):
+        if self.has_lost_work():
             raise PartitionsLostError(
                 f"work was begun in generation {self._work_generation}, the group is in "
-                f"{generation}: it is dropped, the partitions' new owner does it. If this comes "
-                "often, make batches smaller or the session timeout longer"
+                f"{self._generation()}: it is dropped, the partitions' new owner does it. If this "
+                "comes often, make batches smaller or the session timeout longer"
             )
+
+    def has_lost_work(self) -> bool:
+        """Whether the group has given the work under way to another worker."""
+        return self._work_generation is not None and self._work_generation != self._generation()
+
+    def _generation(self) -> int:
+        generation: int = self._thread._ensure_consumer()._coordinator.generation
+        return generation
 
     def holds_partitions(self) -> bool:
         """Whether another worker could get what this one has, if this one stood still."""
         return bool(self._acked_through)
-
-    def silent_s(self) -> float:
-        """For how long the group has not answered a heartbeat."""
-        thread: BatchConsumerThread = self._thread
-        return thread.silent_s()
 
     # -- what health and metrics read -------------------------------------------------------
 

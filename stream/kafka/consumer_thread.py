@@ -1,14 +1,11 @@
-"""Faust's thread with the aiokafka consumer: how it asks the broker, and whether it is answered."""
+"""Faust's thread with the aiokafka consumer: how it asks the broker."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from faust.transport.drivers import aiokafka as driver
 
 from stream.kafka.batches import BatchOptions
 from stream.kafka.bounded import bound_fetches
-from stream.kafka.fencing import clock_s
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
 from stream.kafka.table import RowTable
@@ -21,34 +18,12 @@ LONG_POLL_MS = 200
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     """Faust's thread with the aiokafka consumer, that asks the broker more often."""
 
-    #: When the heartbeat that is on its way was sent; None: none is.
-    _asked_s: float | None = None
-
     async def on_start(self) -> None:
         """Start it, with a pause after fetches that a broker answers at once with nothing."""
         await super().on_start()
         consumer = self._ensure_consumer()
         pace_empty_fetches(consumer)
         hand_over_plain(consumer, self._is_plain)
-        self._note_heartbeats(consumer._coordinator)
-
-    def silent_s(self) -> float:
-        """For how long the group has not answered the heartbeat that is on its way."""
-        asked_s = self._asked_s
-        return 0.0 if asked_s is None else clock_s() - asked_s
-
-    def _note_heartbeats(self, coordinator: Any) -> None:
-        beat = coordinator._do_heartbeat
-
-        async def noted_beat() -> bool:
-            self._asked_s = clock_s()
-            try:
-                is_member: bool = await beat()
-                return is_member
-            finally:
-                self._asked_s = None
-
-        coordinator._do_heartbeat = noted_beat
 
     def _is_plain(self, topic: str) -> bool:
         """Whether nothing of Faust's reads the records of a topic."""

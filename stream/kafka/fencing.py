@@ -5,8 +5,8 @@ does not know it, goes on with the batch it had, and writes rows that are stale 
 tells: nothing ran for longer than three quarters of the session timeout. The check comes right
 before results are sent, and before rows are written. No clean shutdown is tried: it would write.
 
-A worker whose connections are silent, and none of them broken, does not know it either, and would
-wait for one after another. What tells is a heartbeat that is not answered within a session.
+A worker that was told by the group that it is out, and whose batch still waits for an answer over
+other connections, has nothing to wait for either: what it does is not taken any more.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class LoopGuard(Service):  # type: ignore[misc]
 
     `check()` is to be called before results are sent (step 5) and before rows are written
     (step 6). `also_check` is called by it after the clock was found good, and may raise. While
-    `has_partitions` says no, as at a slow start, a pause is only logged. `silent_s` tells for how
-    long the group has not answered a heartbeat: longer than a session, and the process ends too.
-    `wiring.loop_guard` makes one for an app.
+    `has_partitions` says no, as at a slow start, a pause is only logged. While
+    `has_lost_work` says yes, work is under way whose partitions others have: for longer than such
+    a pause, and the process ends too. `wiring.loop_guard` makes one for an app.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class LoopGuard(Service):  # type: ignore[misc]
         *,
         also_check: Callable[[], None] = lambda: None,
         has_partitions: Callable[[], bool] = lambda: True,
-        silent_s: Callable[[], float] = lambda: 0.0,
+        has_lost_work: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = clock_s,
         end: Callable[[int], None] = end_process,
         **kwargs: object,
     ) -> None:
-        self._session_timeout_s = session_timeout_s
         self.max_pause_s = FENCE_SHARE * session_timeout_s
         self.longest_pause_s = 0.0
         self._also_check = also_check
         self._has_partitions = has_partitions
-        self._silent_s = silent_s
+        self._has_lost_work = has_lost_work
+        self._lost_since_s: float | None = None
         self._clock = clock
         self._end = end
         self._last_ran_s = clock()
@@ -100,7 +100,7 @@ class LoopGuard(Service):  # type: ignore[misc]
     async def _tick(self) -> None:
         while not self.should_stop:
             self._note_that_it_runs()
-            self._note_that_it_is_heard()
+            self._note_that_work_is_wanted()
             await self.sleep(self.max_pause_s / TICKS_PER_PAUSE)
 
     def _on_continue(self, number: int, frame: FrameType | None) -> None:
@@ -126,13 +126,17 @@ class LoopGuard(Service):  # type: ignore[misc]
         )
         self._end(FENCED_EXIT_CODE)
 
-    def _note_that_it_is_heard(self) -> None:
-        silent_s = self._silent_s()
-        if silent_s > self._session_timeout_s and self._has_partitions():
+    def _note_that_work_is_wanted(self) -> None:
+        """The batch in work has a moment to notice by itself, at its next check."""
+        if not self._has_lost_work():
+            self._lost_since_s = None
+            return
+        now_s = self._clock()
+        self._lost_since_s = self._lost_since_s or now_s
+        if now_s - self._lost_since_s > self.max_pause_s:
             logger.critical(
-                "The group has not answered a heartbeat for %.1f s, longer than a session: others "
-                "have this worker's partitions by now. It ends without writing, and may be started "
-                "again; look at what lies between it and Kafka",
-                silent_s,
+                "The group has put this worker out, and the batch in work still waits for an "
+                "answer: it ends without writing, and may be started again. Look at what lies "
+                "between it and Kafka"
             )
             self._end(FENCED_EXIT_CODE)

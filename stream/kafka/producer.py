@@ -16,7 +16,7 @@ from aiokafka.structs import RecordMetadata
 from faust.transport.drivers import aiokafka as driver
 
 from export.errors import DriftlineError
-from stream.kafka.connections import ANSWER_S
+from stream.kafka.connections import ACKNOWLEDGEMENT_S
 from stream.kafka.epochs import ProducerEpoch
 
 #: One record: key and value, either of which may be None.
@@ -39,6 +39,9 @@ MAX_BATCH_BYTES = 512 * 1024
 #: Longest time from handing a batch over to its acknowledgement, with all attempts: that of Kafka's
 #: own producer (delivery.timeout.ms).
 DELIVERY_S = 120.0
+
+#: The part of the wait for an acknowledgement in which the broker waits for replicas.
+REPLICAS_SHARE = 0.8
 
 
 class RecordTooLargeError(DriftlineError):
@@ -64,9 +67,9 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
     def _new_producer(
         self, transactional_id: str | None = None
     ) -> driver.aiokafka.AIOKafkaProducer:
-        """Faust's, for which the broker waits no longer for replicas than it for the broker."""
+        """Faust's; the broker gives up on replicas before the producer does on the broker."""
         producer = super()._new_producer(transactional_id)
-        producer._sender._request_timeout_ms = int(ANSWER_S * 1000)
+        producer._sender._request_timeout_ms = int(REPLICAS_SHARE * ACKNOWLEDGEMENT_S * 1000)
         return producer
 
     async def send_records(

@@ -10,16 +10,44 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic
+from typing import Any
 
 from aiokafka.structs import ConsumerRecord
 from faust.tables.manager import TableManager
+from faust.tables.recovery import ServiceStopped
 from faust.types import TP
 
+from export.errors import DriftlineError
 from stream.kafka.table import RowTable
 
 #: Changelog rows in one RocksDB write: some milliseconds, so that the event loop is not kept. The
 #: more there are, the more of them are older rows of a key, which need not be written.
 RESTORE_ROWS = 2048
+
+
+class RecoveryTimeoutError(DriftlineError):
+    """A step of a recovery took too long."""
+
+
+def end_with_late_steps(recovery: Any) -> None:
+    """Let a step that takes too long end the worker.
+
+    Faust takes it for a stop: its loop ends without a word, and no recovery is ever begun again.
+    """
+    wait = recovery._wait
+
+    async def wait_or_raise(step: Any, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        try:
+            await wait(step, timeout=timeout)
+        except ServiceStopped:
+            if recovery.should_stop:
+                raise
+            raise RecoveryTimeoutError(
+                f"wanted a step of the recovery to take at most {timeout:.0f} s, and it did not "
+                "end by then: look whether all brokers answer. The worker may be started again"
+            ) from None
+
+    recovery._wait = wait_or_raise
 
 
 async def restore(

@@ -15,6 +15,7 @@ from stream.kafka.consumer import BatchConsumer
 from stream.kafka.epochs import KafkaCoordinator
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.producer import DELIVERY_S, MAX_BATCH_BYTES
+from stream.kafka.restore import end_with_late_steps
 from stream.kafka.stream import BatchStream
 from stream.kafka.table import RowTable
 from stream.kafka.transport import BatchTransport
@@ -72,6 +73,7 @@ def install(app: faust.App, options: BatchOptions) -> BatchTransport:
     transport = BatchTransport(app.conf.broker_consumer, app, options)
     app.transport = transport
     app.producer_transport = BatchTransport(app.conf.broker_producer, app, options)
+    end_with_late_steps(app.tables.recovery)
     return transport
 
 
@@ -96,14 +98,14 @@ def loop_guard(app: faust.App) -> LoopGuard:
         consumer: BatchConsumer | None = app._consumer  # the property would make one
         return consumer is not None and consumer.holds_partitions()
 
-    def silent_s() -> float:
+    def has_lost_work() -> bool:
         consumer: BatchConsumer | None = app._consumer
-        return consumer.silent_s() if consumer is not None else 0.0
+        return consumer is not None and consumer.has_lost_work()
 
     session_timeout_s: float = app.conf.broker_session_timeout
     return LoopGuard(
         session_timeout_s,
         also_check=check_ownership,
         has_partitions=has_partitions,
-        silent_s=silent_s,
+        has_lost_work=has_lost_work,
     )

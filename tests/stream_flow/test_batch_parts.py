@@ -15,6 +15,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from faust.tables.recovery import ServiceStopped
 from faust.types import TP
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import FENCED_EXIT_CODE, LoopGuard
 from stream.kafka.marks import TopicMarks
 from stream.kafka.producer import BatchProducer, RecordTooLargeError, record_bytes
+from stream.kafka.restore import RecoveryTimeoutError
 from stream.kafka.table import DamagedTableError, ReservedKeyError, RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
 from stream.kafka.wiring import BrokerLimits, faust_settings, install
@@ -185,30 +187,19 @@ def test_a_pause_without_partitions_ends_nothing():
     assert guard.longest_pause_s == 60
 
 
-@pytest.mark.parametrize(
-    ("silent_s", "has_partitions", "ends"),
-    [(0.19, True, False), (0.21, True, True), (0.21, False, False)],
-)
-async def test_a_group_that_is_silent_for_longer_than_a_session_ends_a_worker_with_partitions(
-    silent_s, has_partitions, ends
-):
+async def test_work_that_others_have_and_that_does_not_end_ends_the_process():
     ended: list[int] = []
-    is_asked = asyncio.Event()
-
-    def silent() -> float:
-        if is_asked.is_set():
-            guarded.set()
-        is_asked.set()
-        return silent_s
-
-    guarded = asyncio.Event()
-    guard = LoopGuard(0.2, has_partitions=lambda: has_partitions, silent_s=silent, end=ended.append)
+    answers = iter([True, False, *[True] * 1000])
+    guard = LoopGuard(0.4, has_lost_work=lambda: next(answers), end=ended.append)
+    begun_s = time.monotonic()
     await guard.start()
     async with asyncio.timeout(5):
-        await guarded.wait()  # asked a second time: what came of the first is done
+        while not ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     await guard.stop()
 
-    assert (FENCED_EXIT_CODE in ended) == ends
+    assert ended[0] == FENCED_EXIT_CODE
+    assert time.monotonic() - begun_s > guard.max_pause_s  # it had time to notice by itself
 
 
 async def test_a_blocked_loop_is_noticed_without_anyone_calling_check():
@@ -508,3 +499,18 @@ async def test_a_record_just_under_the_default_limit_is_taken_by_a_default_broke
         (delivery,) = await producer.send_records(topic, 0, [(b"k", value)], timestamp_ms=1)
 
         assert await delivery == (0, 1)
+
+
+# -- recovery --------------------------------------------------------------------------------
+
+
+async def test_a_step_of_a_recovery_that_does_not_end_is_an_error_and_a_stop_is_none():
+    app = faust.App("recovery", broker="kafka://127.0.0.1:1", **faust_settings())
+    install(app, BatchOptions(frozenset()))
+    recovery = app.tables.recovery
+
+    with pytest.raises(RecoveryTimeoutError, match="look whether all brokers answer"):
+        await recovery._wait(asyncio.Event(), timeout=0.05)
+    recovery._stopped.set()
+    with pytest.raises(ServiceStopped):
+        await recovery._wait(asyncio.Event(), timeout=5.0)

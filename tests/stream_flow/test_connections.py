@@ -23,7 +23,7 @@ from kafka.admin import NewTopic
 
 from stream.chaos.line import Line
 from stream.kafka import connections
-from stream.kafka.connections import ANSWER_S
+from stream.kafka.connections import ACKNOWLEDGEMENT_S
 from stream.kafka.fencing import FENCED_EXIT_CODE
 from stream.kafka.producer import BatchProducer
 
@@ -93,6 +93,7 @@ async def connected_client(producer: BatchProducer, topic: str) -> tuple[AIOKafk
 
 async def test_records_sent_into_a_silent_connection_arrive_by_another(cluster, topic, monkeypatch):
     monkeypatch.setattr(connections, "ANSWER_S", 1.0)
+    monkeypatch.setattr(connections, "ACKNOWLEDGEMENT_S", 1.0)
     line = Line(cluster.line_ports)
     try:
         async with running_producer(cluster.line_bootstrap) as producer, asyncio.timeout(60.0):
@@ -106,24 +107,31 @@ async def test_records_sent_into_a_silent_connection_arrive_by_another(cluster, 
     assert values_of(cluster.bootstrap, topic) == [b"before", b"after"]
 
 
-def test_a_worker_whose_connections_are_silent_ends_after_a_session(cluster, prefix, tmp_path):
+def test_a_worker_that_is_put_out_does_not_wait_for_answers_over_silent_connections(
+    cluster, prefix, tmp_path
+):
     with contextlib.ExitStack() as stack:
         line = Line(cluster.line_ports)
         stack.callback(line.close)
         scene = Scene(cluster.bootstrap, prefix)
         stack.callback(scene.close)
-        worker = WorkerProcess(scene, tmp_path, "silent", session_s=4.0)
+        hold = tmp_path / "hold"
+        worker = WorkerProcess(scene, tmp_path, "silent", hold_file=str(hold), session_s=4.0)
         stack.callback(worker.clean_up)
         worker.start(bootstrap=cluster.line_bootstrap).wait_until_ready()
+        hold.touch()
         scene.send(200)
-        scene.wait_until_all_is_done()
+        worker.wait_for("held")
 
         line.silence()
+        hold.unlink()
         since_s = time.monotonic()
-        code = worker.exit_code()
+        code = worker.exit_code(2 * ACKNOWLEDGEMENT_S)
 
         assert code == FENCED_EXIT_CODE
-        assert time.monotonic() - since_s < ANSWER_S / 2
+        assert time.monotonic() - since_s < ACKNOWLEDGEMENT_S
+        worker.start()
+        scene.wait_until_all_is_done()
         assert scene.rows() == scene.expected()
 
 
