@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, UnknownTopicOrPartitionError
 
 from export.errors import DriftlineError
 from stream.chaos.brokers import Cluster, free_ports
@@ -128,7 +128,17 @@ class Engine:
         """Delete the changelog and make it again, as by a mistake; no worker may run."""
         name = state_changelog(self.settings)
         former = find_topics(self.settings).ids[name]
-        self.commits.delete_topic(name)
+
+        def is_deleted() -> bool:
+            try:
+                self.commits.delete_topic(name)
+            except UnknownTopicOrPartitionError:  # by an attempt whose answer was lost
+                return True
+            except (KafkaError, OSError):  # the controller is another by now
+                return False
+            return True
+
+        self._wait_until(is_deleted, "the changelog is deleted", _PATIENCE_S)
 
         def is_another() -> bool:
             try:
