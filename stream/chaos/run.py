@@ -83,6 +83,7 @@ def run_chaos(plan: ChaosPlan, tell: Callable[[str], None]) -> ChaosReport:
         tell(f"{plan.nodes} node(s) of Kafka start in {home}")
         cluster.start(cluster.nodes)
         _run_faults(plan, faults, cluster, home, report, tell)
+        report.seconds = time.monotonic() - begun
         tell(report.as_table())  # it took long: whatever becomes of the controls
         report.controls = run_controls(cluster, home, guards, plan.seed, tell)
     report.seconds = time.monotonic() - begun
