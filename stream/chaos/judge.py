@@ -19,8 +19,6 @@ from stream.verify.users import ExpectedState
 _LISTS = "newest lists"
 _ROWS = "rows in the changelog"
 _OWN_KEYS = b"\x00"
-
-
 #: How RocksDB's errors begin: a block is damaged, a file is missing.
 _DAMAGES = ("Corruption", "IO error: No such file")
 

@@ -22,6 +22,7 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 from faust.types import TP
 
 from export.errors import DriftlineError
+from stream.kafka.connections import ANSWER_S
 from stream.kafka.describe_producers import DescribeProducersRequest
 from stream.kafka.init_producer_id import NextEpochRequest
 
@@ -36,8 +37,7 @@ LAST_EPOCH = 2**15 - 1
 #: Producer id and epoch of a batch that has none.
 NO_PRODUCER = (-1, -1)
 
-#: Longest wait for one answer, for all attempts, and between two of them.
-ANSWER_S = 10.0
+#: Longest wait for all attempts, and between two of them.
 PATIENCE_S = 60.0
 RETRY_S = 0.1
 

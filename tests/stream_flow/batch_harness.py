@@ -14,6 +14,7 @@ from pathlib import Path
 
 import faust
 from batch_worker import PARTITIONS
+from faust.types import TP
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.consumer.fetcher import ConsumerRecord
@@ -22,7 +23,7 @@ from kafka.errors import KafkaError
 from stream.kafka.batches import BatchOptions
 from stream.kafka.producer import BatchProducer
 from stream.kafka.table import FENCE_KEY, SOURCE_KEY
-from stream.kafka.wiring import faust_settings, install
+from stream.kafka.wiring import BrokerLimits, faust_settings, install
 
 PATIENCE_S = 40.0
 USERS = 40
@@ -219,10 +220,33 @@ class WorkerProcess:
 
 
 @contextlib.asynccontextmanager
-async def running_producer(bootstrap: str) -> AsyncIterator[BatchProducer]:
+async def running_producer(
+    bootstrap: str, limits: BrokerLimits | None = None
+) -> AsyncIterator[BatchProducer]:
     """The producer of a worker, alone."""
-    app = faust.App("producer", broker=f"kafka://{bootstrap}", **faust_settings())
+    app = faust.App("producer", broker=f"kafka://{bootstrap}", **faust_settings(limits))
     install(app, BatchOptions(frozenset()))
     await app.producer.start()
     yield app.producer
     await app.producer.stop()
+
+
+def new_topics(bootstrap: str, *names: str, partitions: int = 1) -> None:
+    """Make topics; all clients know of them."""
+    admin = KafkaAdminClient(bootstrap_servers=bootstrap)
+    admin.create_topics([NewTopic(name, partitions, 1) for name in names], wait_for_metadata=True)
+    admin.close()
+
+
+def values_of(bootstrap: str, tp: TP) -> list[bytes]:
+    """The values of a partition, all but the fence's rows."""
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    where = TopicPartition(*tp)
+    consumer.assign([where])
+    (end,) = consumer.end_offsets([where]).values()
+    found: list[bytes] = []
+    while consumer.position(where) < end:
+        for records in consumer.poll(timeout_ms=500).values():
+            found += [record.value for record in records if record.key != FENCE_KEY]
+    consumer.close()
+    return found

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import faust
@@ -15,19 +14,18 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from batch_harness import new_topics, running_producer
 from faust.tables.recovery import ServiceStopped
 from faust.types import TP
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kafka import KafkaAdminClient
-from kafka.admin import NewTopic
 
 from stream.kafka.batches import BatchOptions, BatchOptionsError
 from stream.kafka.bounded import FetchBound
 from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import FENCED_EXIT_CODE, LoopGuard
 from stream.kafka.marks import TopicMarks
-from stream.kafka.producer import BatchProducer, RecordTooLargeError, record_bytes
+from stream.kafka.producer import RecordTooLargeError, record_bytes
 from stream.kafka.restore import RecoveryTimeoutError
 from stream.kafka.table import DamagedTableError, ReservedKeyError, RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
@@ -416,22 +414,9 @@ def test_impossible_options_are_refused_by_name():
         BatchOptions(frozenset({"events"}), max_queued_slices=0)
 
 
-@contextlib.asynccontextmanager
-async def running_producer(bootstrap: str, limits: BrokerLimits) -> AsyncIterator[BatchProducer]:
-    app = faust.App("producer", broker=f"kafka://{bootstrap}", **faust_settings(limits))
-    install(app, BatchOptions(frozenset()))
-    app.finalize()
-    producer: BatchProducer = app.producer
-    await producer.start()
-    yield producer
-    await producer.stop()
-
-
 @pytest.fixture
 def topic(kafka, prefix) -> str:
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    admin.create_topics([NewTopic(f"{prefix}out", 1, 1)], wait_for_metadata=True)
-    admin.close()
+    new_topics(kafka.bootstrap, f"{prefix}out")
     return f"{prefix}out"
 
 

@@ -7,16 +7,13 @@ import json
 
 import pytest
 from aiokafka.errors import OutOfOrderSequenceNumber
-from batch_harness import Scene, WorkerProcess, running_producer
+from batch_harness import Scene, WorkerProcess, new_topics, running_producer, values_of
 from faust.types import TP
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.admin import NewTopic
 
 from stream.chaos.line import Line
 from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.epochs import EpochsUnknownError, KafkaCoordinator, ProducerEpoch
 from stream.kafka.producer import BatchProducer, ChangelogFencedError
-from stream.kafka.table import FENCE_KEY
 
 # -- one worker is cut off, another takes over ---------------------------------------------------
 
@@ -104,11 +101,8 @@ def fence_over(producer: BatchProducer, id_suffix: str = "", beside: tuple[str, 
 @pytest.fixture
 def changelog(kafka, prefix) -> TP:
     """A partition that is written to by two workers."""
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    names = [f"{prefix}changelog", f"{prefix}lists"]
-    admin.create_topics([NewTopic(name, 2, 1) for name in names], wait_for_metadata=True)
-    admin.close()
-    return TP(names[0], 1)
+    new_topics(kafka.bootstrap, f"{prefix}changelog", f"{prefix}lists", partitions=2)
+    return TP(f"{prefix}changelog", 1)
 
 
 async def send(producer: BatchProducer, tp: TP, *values: bytes) -> list[int]:
@@ -117,20 +111,6 @@ async def send(producer: BatchProducer, tp: TP, *values: bytes) -> list[int]:
     deliveries = await producer.send_records(*tp, records=rows, timestamp_ms=0)
     done = [await delivery for delivery in deliveries]
     return [done[0][0], done[-1][0] + done[-1][1] - 1]
-
-
-def values_of(bootstrap: str, tp: TP) -> list[bytes]:
-    """All rows but the fence's."""
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
-    where = TopicPartition(*tp)
-    consumer.assign([where])
-    (end,) = consumer.end_offsets([where]).values()
-    found = []
-    while consumer.position(where) < end:
-        for records in consumer.poll(timeout_ms=500).values():
-            found += [record.value for record in records if record.key != FENCE_KEY]
-    consumer.close()
-    return found
 
 
 async def test_who_has_had_the_partition_before_is_refused(kafka, changelog):

@@ -17,9 +17,8 @@ from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.metadata import MetadataRequest
-from batch_harness import Scene, WorkerProcess, running_producer
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.admin import NewTopic
+from batch_harness import Scene, WorkerProcess, new_topics, running_producer, values_of
+from faust.types import TP
 
 from stream.chaos.line import Line
 from stream.kafka import connections
@@ -33,9 +32,7 @@ PATIENCE_S = 15.0
 @pytest.fixture
 def topic(cluster, prefix) -> str:
     """One without records: a fetch waits there."""
-    admin = KafkaAdminClient(bootstrap_servers=cluster.bootstrap)
-    admin.create_topics([NewTopic(f"{prefix}empty", 1, 1)], wait_for_metadata=True)
-    admin.close()
+    new_topics(cluster.bootstrap, f"{prefix}empty")
     return f"{prefix}empty"
 
 
@@ -104,7 +101,7 @@ async def test_records_sent_into_a_silent_connection_arrive_by_another(cluster, 
     finally:
         line.close()
 
-    assert values_of(cluster.bootstrap, topic) == [b"before", b"after"]
+    assert values_of(cluster.bootstrap, TP(topic, 0)) == [b"before", b"after"]
 
 
 def test_a_worker_that_is_put_out_does_not_wait_for_answers_over_silent_connections(
@@ -138,16 +135,3 @@ def test_a_worker_that_is_put_out_does_not_wait_for_answers_over_silent_connecti
 async def send(producer: BatchProducer, topic: str, value: bytes) -> None:
     for delivery in await producer.send_records(topic, 0, [(None, value)], timestamp_ms=0):
         await delivery
-
-
-def values_of(bootstrap: str, topic: str) -> list[bytes]:
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
-    where = TopicPartition(topic, 0)
-    consumer.assign([where])
-    (end,) = consumer.end_offsets([where]).values()
-    found: list[bytes] = []
-    while consumer.position(where) < end:
-        for records in consumer.poll(timeout_ms=500).values():
-            found += [record.value for record in records]
-    consumer.close()
-    return found

@@ -6,8 +6,8 @@ import asyncio
 from types import SimpleNamespace
 
 from aiokafka import AIOKafkaProducer
-from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.admin import NewTopic
+from batch_harness import new_topics
+from kafka import KafkaConsumer, TopicPartition
 from kafka_cluster import Broker
 
 from stream.kafka.producer import BatchProducer
@@ -35,9 +35,7 @@ def results(topic: str, value: bytes) -> BatchEnd:
 
 def test_the_broker_gets_a_batch_while_the_event_loop_is_kept(kafka: Broker, prefix: str) -> None:
     topic, changelog = f"{prefix}deltas", f"{prefix}rows-changelog"
-    admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
-    admin.create_topics([NewTopic(topic, 1, 1), NewTopic(changelog, 1, 1)], wait_for_metadata=True)
-    admin.close()
+    new_topics(kafka.bootstrap, topic, changelog)
     consumer = KafkaConsumer(bootstrap_servers=kafka.bootstrap)
     tps = [TopicPartition(topic, 0), TopicPartition(changelog, 0)]
     consumer.assign(tps)
