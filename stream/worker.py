@@ -71,6 +71,8 @@ def run_worker(settings: Settings, guards: Guards) -> int:
         if isinstance(reason := worker.crash_reason, ForeignStateError):
             refuse(reason)
             return FOREIGN_EXIT_CODE
+        if isinstance(reason, DriftlineError):
+            logger.critical("The worker ends: %s", reason)
         return int(end.code or 0) if not isinstance(end.code, str) else 1
     return 0
 

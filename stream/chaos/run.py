@@ -17,6 +17,7 @@ import math
 import random
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -184,6 +185,10 @@ def _inject(
     except (StuckError, WorkerError) as error:
         report.stuck = f"after {fault.name}: {error}"
         tell(f"STUCK: {report.stuck}")
+        return False
+    except Exception as error:  # what has struck by now is judged in any case
+        report.stuck = f"{fault.name} could not be done: {error!r}"
+        tell(f"STUCK: {report.stuck}\n{traceback.format_exc()}")
         return False
     return has_struck
 

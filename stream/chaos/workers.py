@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from export.errors import DriftlineError
@@ -133,7 +134,7 @@ class WorkerProcess:
             address = f"http://127.0.0.1:{self._port}/metrics"
             with urllib.request.urlopen(address, timeout=2) as answer:
                 lines: list[bytes] = answer.read().splitlines()
-        except OSError:
+        except (OSError, HTTPException):  # it may end while it answers
             return None
         found = [line for line in lines if line.startswith(_BATCHES)]
         return int(float(found[0].split()[1])) if found else 0

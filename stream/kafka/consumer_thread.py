@@ -6,6 +6,7 @@ from faust.transport.drivers import aiokafka as driver
 
 from stream.kafka.batches import BatchOptions
 from stream.kafka.bounded import bound_fetches
+from stream.kafka.membership import Membership
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
 from stream.kafka.table import RowTable
@@ -22,6 +23,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         """Start it, with a pause after fetches that a broker answers at once with nothing."""
         await super().on_start()
         consumer = self._ensure_consumer()
+        Membership(consumer._coordinator, self.crash).follow()
         pace_empty_fetches(consumer)
         hand_over_plain(consumer, self._is_plain)
 

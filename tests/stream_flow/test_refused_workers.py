@@ -1,0 +1,91 @@
+"""A worker that its group refuses says so and asks again; where that is in vain it ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from batch_harness import Scene, WorkerProcess, wait_until
+from kafka import KafkaConsumer
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+
+from stream.kafka.membership import LONGEST_S
+
+pytestmark = pytest.mark.broker
+
+Worker = Callable[..., WorkerProcess]
+
+
+@pytest.fixture
+def scene(kafka, prefix) -> Iterator[Scene]:
+    scene = Scene(kafka.bootstrap, prefix)
+    yield scene
+    scene.close()
+
+
+@pytest.fixture
+def worker(scene: Scene, tmp_path: Path) -> Iterator[Worker]:
+    made: list[WorkerProcess] = []
+
+    def make(name: str, **wishes: object) -> WorkerProcess:
+        made.append(WorkerProcess(scene, tmp_path, name, **wishes))
+        return made[-1].start()
+
+    yield make
+    for process in made:
+        process.clean_up()
+
+
+@contextlib.contextmanager
+def stranger_in(scene: Scene) -> Iterator[None]:
+    """A consumer in the workers' group that shares out partitions in a way no worker knows."""
+    stranger = KafkaConsumer(
+        scene.events,
+        bootstrap_servers=scene.bootstrap,
+        group_id=scene.group,
+        partition_assignment_strategy=[RoundRobinPartitionAssignor],
+        enable_auto_commit=False,
+        auto_offset_reset="latest",
+    )
+    wait_until(lambda: stranger.poll(timeout_ms=100) or stranger.assignment(), "the group has it")
+    yield
+    stranger.close()
+
+
+def test_a_worker_goes_on_when_its_group_refuses_it_no_more(scene: Scene, worker: Worker) -> None:
+    scene.send(200)
+    with stranger_in(scene):
+        refused = worker("refused")
+        wait_until(lambda: "InconsistentGroupProtocol" in refused.output, "the worker was refused")
+        assert not refused.told("ready")
+
+    refused.wait_until_ready()
+    scene.wait_until_all_is_done()
+    assert scene.rows() == scene.expected()
+
+
+def test_a_worker_ends_that_its_group_goes_on_refusing(scene: Scene, worker: Worker) -> None:
+    with stranger_in(scene):
+        refused = worker("refused")
+        assert refused.exit_code(patience_s=3 * LONGEST_S) == 1
+    assert "wanted a place in group" in refused.output
+    assert "foreign consumer" in refused.output
+
+
+def test_of_two_workers_with_one_name_the_older_ends_and_says_why(
+    scene: Scene, worker: Worker
+) -> None:
+    scene.send(200)
+    older = worker("older", instance="same")
+    older.wait_until_ready()
+    newer = worker("newer", instance="same")
+
+    assert older.exit_code() == 1
+    assert "another one took that name" in older.output
+    newer.wait_until_ready()
+    scene.send(200)
+    scene.wait_until_all_is_done()
+    assert scene.rows() == scene.expected()
+    assert newer.process.poll() is None
