@@ -94,12 +94,21 @@ class ChaosReport:
         return max((fault.longest_s for fault in self.faults), default=0.0)
 
     @property
+    def too_seldom(self) -> list[str]:
+        """The kinds that struck less often than wanted, with how often."""
+        return [
+            f"{fault.name} {fault.struck} of {fault.wanted}"
+            for fault in self.faults
+            if fault.struck < fault.wanted and not fault.skipped
+        ]
+
+    @property
     def holds(self) -> bool:
         """Whether all wanted faults struck, nothing is wrong, and each control was found out."""
         return (
             not self.stuck
             and self.verdict.holds
-            and all(fault.struck >= fault.wanted or fault.skipped for fault in self.faults)
+            and not self.too_seldom
             and all(control.is_found_out for control in self.controls)
         )
 
@@ -130,6 +139,8 @@ class ChaosReport:
             )
         if self.stuck:
             lines.append(f"STUCK: {self.stuck}")
+        if self.too_seldom:
+            lines.append(f"struck too seldom: {', '.join(self.too_seldom)}")
         lines += [f"  {finding}" for finding in self.verdict.findings]
         lines.append("survived" if self.holds else "NOT survived")
         return "\n".join(lines)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import msgspec
@@ -13,8 +15,11 @@ import pytest
 from engine import COMMAND, driftline, environment, wait_until
 from kafka_cluster import kafka_home
 
+from stream.chaos.faults import FAULTS, Fault, Scene
 from stream.chaos.report import ChaosReport, Control, Injected
+from stream.chaos.run import ChaosPlan, run_chaos
 from stream.chaos.traffic import number_of, records
+from stream.chaos.workers import WorkerProcess
 
 #: One of each that takes no more than seconds.
 SHORT_FAULTS = [
@@ -81,6 +86,25 @@ def test_when_its_minutes_are_over_it_judges_what_has_struck_and_says_that_it_wa
     assert [(fault["struck"], fault["wanted"]) for fault in report["faults"]] == [(0, 2)]
     assert report["verdict"]["events"] > 0
     assert not report["verdict"]["findings"]
+
+
+def test_a_fault_that_cannot_be_done_is_told_and_what_was_sent_before_is_judged(
+    libs_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(scene: Scene) -> bool:
+        raise ZeroDivisionError(f"after {scene.sender.acknowledged} events")
+
+    monkeypatch.setitem(FAULTS, "impossible", Fault("impossible", "it cannot be done", fail))
+    told: list[str] = []
+    plan = ChaosPlan(faults="impossible", guards="none", workers=1, kafka_home=libs_home)
+
+    report = run_chaos(plan, told.append)
+
+    assert not report.holds
+    assert "ZeroDivisionError" in report.stuck
+    assert any("in fail" in line for line in told)
+    assert report.verdict.events > 0
+    assert not report.verdict.findings
 
 
 @pytest.mark.slow
@@ -161,6 +185,19 @@ def whole(sent: list[tuple[int, list[tuple[bytes, bytes]]]]) -> list[tuple[bytes
     return [record for _, of in sent for record in of if record[1].endswith(b"}")]
 
 
+class EndsWhileItAnswers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+
+
+def test_a_worker_that_ends_while_it_answers_does_not_answer(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), EndsWhileItAnswers) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert WorkerProcess("w", tmp_path, server.server_port, []).batches() is None
+
+
 @pytest.mark.parametrize(
     "harm", ["lost", "applied_twice", "wrong", "lists_missing", "stale_writes", "missing_in_log"]
 )
@@ -190,5 +227,6 @@ def test_a_fault_that_never_struck_and_a_control_that_found_nothing_do_not_hold(
     blind = ChaosReport(1, 1, 1, 300, controls=[Control("watermark", "step-x", 2, 9, 0, 0, 0)])
 
     assert not missed.holds
+    assert "struck too seldom: kill 1 of 2" in missed.as_table()
     assert not blind.holds
     assert "NOT FOUND OUT" in blind.as_table()
