@@ -151,6 +151,20 @@ def _join_and_leave(scene: Scene, leave: Callable[[WorkerProcess], object]) -> b
     return has_struck
 
 
+def _take_name(scene: Scene) -> bool:
+    """Another worker is started under the name of one that runs, which must end; then in order."""
+    worker, twin = scene.any_worker(), scene.companion
+    has_struck = scene.aim(worker)
+    twin.start("--instance", worker.name)
+    code = worker.wait_for_end(_AIM_PATIENCE_S)
+    scene.notes.append("went on" if code is None else f"ended with exit code {code}")
+    is_at_work = twin.wait_until_at_work(_AIM_PATIENCE_S)
+    twin.stop()
+    worker.stop()
+    worker.start()
+    return has_struck and is_at_work and code is not None
+
+
 def _damaged(harm: Callable[[Path, random.Random], Path], scene: Scene) -> bool:
     """Kill a worker, damage its disk while it is down, start it."""
     worker = scene.any_worker()
@@ -308,6 +322,7 @@ FAULTS = {
             "another worker joins, and is killed",
             partial(_join_and_leave, leave=WorkerProcess.kill),
         ),
+        Fault("same-name", "another worker started under the name of one that runs", _take_name),
         Fault("wipe", "a worker killed, its data directory removed", _kill_and_wipe),
         Fault("bit-flip", "a bit of its rows on disk flipped", partial(_damaged, damage.flip_bit)),
         Fault("truncate", "a file of its database cut short", partial(_damaged, damage.truncate)),

@@ -63,6 +63,7 @@ class Membership:
         self._longest_s = longest_s
         self._first_s = self._last_s = float("-inf")
         self._lost_member_id = ""
+        self._is_joining = False
         self._end: asyncio.Task[None] | None = None
 
     def follow(self) -> None:
@@ -76,14 +77,20 @@ class Membership:
     # -- two workers of one name ------------------------------------------------------------
 
     def _note_lost_member(self) -> None:
-        self._lost_member_id = self._coordinator.member_id or self._lost_member_id
+        """While it joins as who it was, the group has forgotten it: it may join as new then."""
+        member_id = self._coordinator.member_id or self._lost_member_id
+        self._lost_member_id = "" if self._is_joining else member_id
         self._reset_generation()
 
     async def _rejoin_by_name(self, subscription: Any) -> bool:
-        """Join as who this was: a group that has forgotten it says so, and it joins as new."""
         self._coordinator.member_id = self._coordinator.member_id or self._lost_member_id
-        has_joined: bool = await self._rejoin(subscription)
-        self._lost_member_id = ""
+        self._is_joining = True
+        try:
+            has_joined: bool = await self._rejoin(subscription)
+        finally:
+            self._is_joining = False
+        if has_joined:
+            self._lost_member_id = ""
         return has_joined
 
     # -- refused ----------------------------------------------------------------------------

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from batch_harness import Scene, WorkerProcess, wait_until
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+from batch_harness import PATIENCE_S, Scene, WorkerProcess, wait_until
 from kafka import KafkaConsumer
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
-from stream.kafka.membership import LONGEST_S
+from stream.kafka.membership import LONGEST_S, Membership
 
 pytestmark = pytest.mark.broker
 
@@ -36,6 +39,23 @@ def worker(scene: Scene, tmp_path: Path) -> Iterator[Worker]:
     yield make
     for process in made:
         process.clean_up()
+
+
+async def test_a_coordination_that_ends_by_itself_ends_the_worker(scene: Scene) -> None:
+    consumer = AIOKafkaConsumer(
+        scene.events, bootstrap_servers=scene.bootstrap, group_id=scene.group
+    )
+    await consumer.start()
+    try:
+        coordinator = consumer._coordinator
+        ends: asyncio.Queue[BaseException] = asyncio.Queue()
+        Membership(coordinator, ends.put).follow()
+        coordinator._do_rejoin_group = None  # as after an upgrade that has another name for it
+        coordinator.request_rejoin()
+        assert "TypeError" in str(await asyncio.wait_for(ends.get(), PATIENCE_S))
+    finally:
+        with contextlib.suppress(KafkaError):
+            await consumer.stop()
 
 
 @contextlib.contextmanager
