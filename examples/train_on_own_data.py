@@ -2,8 +2,8 @@
 
 Reads a CSV file with the columns user, item, time (ISO 8601), title, categories (a;b), writes what
 `driftline train` reads, trains, and prints how good the model is on the newest tenth, beside
-counters. The release lies in the registry then; a worker ranks with it once a trainer has announced
-it or a newer one (`driftline trainer --registry registry`). More arguments go to `driftline train`.
+counters. The release lies in the registry then; workers rank with it once it is announced
+(`driftline releases announce --registry registry`). More arguments go to `driftline train`.
 """
 
 import csv

@@ -11,6 +11,7 @@ from stream.verbs.check import chaos, doctor, simulate, verify
 from stream.verbs.engine import page, replay, schemas, topics, worker
 from stream.verbs.letters import dead_letters
 from stream.verbs.options import WrongUse
+from stream.verbs.releases import releases
 from stream.verbs.show import demo, demo_release, sample
 
 #: Verbs of `models.cli`, and the packages that they need and a worker lacks.
@@ -72,6 +73,7 @@ for verb in (
     simulate,
     chaos,
     dead_letters,
+    releases,
 ):
     main.add_command(verb)
 

@@ -246,10 +246,10 @@ class ReleaseReference(Struct, frozen=True):
 class Recommendation(Struct, frozen=True):
     """A user's refreshed list, on recommendations: lean, what a consumer needs.
 
-    The rest is in decisions under the same rec_id. Key = user_id for the default tenant and
-    scenario; otherwise tenant, kind (u or a), id and scenario joined with U+001F. The partition is
-    always that of the user's events. A consumer keeps, per key, the record with the highest seq;
-    of equal seq the later one. A null value: there is no list for this user any more.
+    The rest is in decisions under the same rec_id. Key = user_id of a known user of the default
+    tenant and scenario; otherwise tenant, kind (u or a), id and scenario joined with U+001F. The
+    partition is always that of the user's events. A consumer keeps, per key, the record with the
+    highest seq; of equal seq the later one. A null value: there is no list for this user any more.
     """
 
     schema: Literal["driftline.recommendation/1"]

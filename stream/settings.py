@@ -31,25 +31,25 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     instance: str = ""  # static membership: a restart within the session moves no partition
 
     # topics
-    partitions: Positive = 8  # of every user-keyed topic; never changes
+    partitions: Positive = 8  # of every user-keyed topic, and most workers; never changes
     replication_factor: Positive = 1  # of topics that are created
-    retention_ms: Positive = 30 * DAY_MS  # of events, lists, decisions and deltas
+    retention_ms: Positive = 30 * DAY_MS  # of events, lists, decisions and deltas, when created
 
     # state
     data_dir: str = "data"  # folder of this worker's RocksDB; one for each worker
     standby_replicas: Count = 0  # workers that keep a warm copy of another's rows
     block_cache_bytes: Positive = 64 * 2**20  # of RocksDB, for each partition
     max_history: Annotated[int, Meta(ge=1, le=200)] = 50  # newest events of a user in the row
-    max_taken: Annotated[int, Meta(ge=0, le=8000)] = 2000  # items known beyond it
+    max_taken: Annotated[int, Meta(ge=0, le=8000)] = 2000  # older items known as taken
     dedupe_ring: Annotated[int, Meta(ge=0, le=1024)] = 256  # most event ids a row remembers
     max_lateness_ms: Positive = DAY_MS  # behind the user's newest event; later is not folded
     max_event_bytes: Annotated[int, Meta(ge=8192)] = 65_536  # a larger event is refused
-    max_batch_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 2**24  # a larger one is not opened
+    max_batch_bytes: Annotated[int, Meta(ge=2**16, le=2**30)] = 2**24  # unpacked; more is refused
     max_future_ms: Positive = DAY_MS  # an event further ahead of its record is refused
 
     # batches
     batch_records: Annotated[int, Meta(ge=1, le=65_536)] = 256  # most records of a batch
-    batch_wait_ms: Annotated[float, Meta(ge=0, le=1000)] = 1.0  # for a fuller batch
+    batch_wait_ms: Annotated[float, Meta(ge=0, le=1000)] = 1.0  # longest wait for more records
     commit_interval_s: Annotated[float, Meta(gt=0, le=60)] = 0.5  # between two commits
     session_timeout_s: Annotated[float, Meta(ge=2, le=300)] = 10.0  # a silent worker is out
     max_request_bytes: Positive = 1_000_000  # largest request to Kafka
@@ -59,7 +59,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     list_lifetime_ms: Positive = DAY_MS  # in event time; then a list has expired
     seen_items: Literal["filter", "allow"] = "filter"  # whether items already taken are left out
     refresh_debounce_ms: Count = 0  # an event's list waits until the last one is so old
-    refresh_min_change: Annotated[float, Meta(ge=0, le=1)] = 0.0  # share of an event's list
+    refresh_min_change: Annotated[float, Meta(ge=0, le=1)] = 0.0  # of new items in an event's list
     refresh_expiring: ListsPerSecond = 0.0  # expired lists made anew a second, at most; 0: none
     refresh_active_ms: Positive = 7 * DAY_MS  # of users whose last event is younger than this
     postpone_after_ms: Positive = 1000  # lists wait while more work than this waits
@@ -76,7 +76,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_interval_s: Annotated[float, Meta(gt=0)] = 60.0  # between two saved statistics
 
     # model
-    registry: str = "registry"  # folder of releases and snapshots; shared
+    registry: str = "registry"  # folder of releases and snapshots; one for all
     release: str = "driftline"  # name of the releases to follow
     device: Literal["cpu", "cuda"] = "cpu"  # where models run; absent stops the start
     model: bool = True  # False: live statistics alone
@@ -85,7 +85,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     max_rank_batch: Positive = 16  # users ranked in one call
 
     # this process
-    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # of Prometheus metrics; 0: none
+    metrics_port: Annotated[int, Meta(ge=0, le=65_535)] = 0  # Prometheus, on 127.0.0.1; 0: none
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of what is logged
     event_types: dict[str, EventRole] = field(default_factory=dict)  # role and weight by type
 

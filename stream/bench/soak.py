@@ -30,7 +30,6 @@ from msgspec import Struct
 
 from export.release import Release
 from stream.bench.open_loop import Load, OpenLoop
-from stream.bench.whole_engine import announce
 from stream.chaos.brokers import Cluster, find_libs
 from stream.chaos.engine import Engine, StuckError
 from stream.chaos.faults import FAULTS, Fault, Scene
@@ -39,6 +38,7 @@ from stream.chaos.line import Line
 from stream.chaos.traffic import Sender
 from stream.chaos.workers import WorkerError, WorkerProcess
 from stream.demo.processes import stopped_by_signals
+from stream.release_stages import announce
 
 LOAD_PERCENT = 70.0
 #: Of what a worker, its network, its disk and its brokers go through; each in turn.
@@ -244,7 +244,7 @@ def _started(
     registry = Path(engine.settings.registry)
     (registry / release.name).mkdir(parents=True)
     (registry / release.name / str(release.version)).symlink_to(release.path.resolve())
-    announce(engine.settings, release)
+    announce(engine.settings, release, "a benchmark")
     steady = engine.worker("steady")
     victim, companion = engine.worker("victim", is_on_line=True), engine.worker("companion")
     sender = Sender(cluster.bootstrap, engine.events, plan.seed, 1.0)

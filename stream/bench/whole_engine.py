@@ -11,14 +11,14 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from kafka import KafkaProducer
 
 from export.event_types import EventRole
 from export.release import Release
 from stream.bench.topics import bench_topics, fill
 from stream.bench.workload import by_rank, user_id
 from stream.demo.release import BUNDLED_NAME, BUNDLED_REGISTRY
-from stream.events import ReleaseStage, UserEvent, encode
+from stream.events import UserEvent, encode
+from stream.release_stages import announce
 from stream.settings import Settings
 from stream.verify.fold import verify_fold
 
@@ -87,7 +87,7 @@ def whole_engine(
             postpone_after_ms=10**9,
             event_types={_PAST: EventRole("positive", refreshes=False)},
         )
-        announce(settings, release)
+        announce(settings, release, "a benchmark")
         asyncio.run(fill(settings, world))
         yield settings
 
@@ -96,22 +96,3 @@ def state_errors(settings: Settings, data_dirs: list[Path]) -> list[str]:
     """What `driftline verify fold` finds wrong with an engine at rest."""
     report = verify_fold(settings, data_dirs)
     return [finding for check in report.checks if not check.holds for finding in check.told]
-
-
-def announce(settings: Settings, release: Release) -> None:
-    """Say that a release is live."""
-    stage = ReleaseStage(
-        schema="driftline.model-release/1",
-        name=release.name,
-        version=release.version,
-        stage="live",
-        sha256=release.sha256,
-        path=f"{release.name}/{release.version}",
-        at=int(time.time() * 1000),
-        reason="a benchmark",
-    )
-    producer = KafkaProducer(bootstrap_servers=settings.bootstrap, acks="all")
-    key = f"{release.name}/{release.version}".encode()
-    producer.send(settings.topic("model-releases"), key=key, value=encode(stage))
-    producer.flush()
-    producer.close()

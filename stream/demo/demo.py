@@ -30,7 +30,7 @@ from stream.demo.players import TRUTH_TOPIC, Crowd, CrowdSettings, DataPlayer, P
 from stream.demo.processes import Child, running, stopped_by_signals
 from stream.demo.release import BUNDLED_NAME, BUNDLED_REGISTRY
 from stream.demo.show import Show
-from stream.events import ReleaseStage, encode
+from stream.release_stages import announce
 from stream.settings import Settings
 
 #: A busy machine takes its time to start a process.
@@ -84,7 +84,7 @@ def _run(plan: DemoPlan, folder: Path, stack: contextlib.ExitStack, say: Say) ->
     producer = KafkaProducer(bootstrap_servers=settings.bootstrap, acks="all", linger_ms=5)
     stack.callback(producer.close, timeout=5)
     if player.suits_release:
-        _release(settings, producer, say)
+        _release(settings, say)
     worker_log = folder / "worker.log"
     worker = stack.enter_context(running(worker_command(settings), worker_log))
     page = stack.enter_context(_page(plan, settings, folder)) if plan.has_page else None
@@ -135,28 +135,13 @@ def _create_truth(settings: Settings) -> None:
         admin.create_topics({name: {"num_partitions": 1, "replication_factor": 1}})
 
 
-def _release(settings: Settings, producer: KafkaProducer, say: Say) -> None:
+def _release(settings: Settings, say: Say) -> None:
     """Put the bundled release into the registry, check it, and announce it as live."""
     begun = time.perf_counter()
     home = Path(settings.registry) / BUNDLED_NAME
     shutil.copytree(BUNDLED_REGISTRY / BUNDLED_NAME, home)
     release = open_release(max(home.iterdir(), key=lambda path: int(path.name)))
-    stage = ReleaseStage(
-        schema="driftline.model-release/1",
-        name=release.name,
-        version=release.version,
-        stage="live",
-        sha256=release.sha256,
-        path=f"{release.name}/{release.version}",
-        at=time.time_ns() // 1_000_000,
-        reason="comes with the demo",
-    )
-    for topic, key in (
-        ("release-log", release.name),
-        ("model-releases", f"{release.name}/{release.version}"),
-    ):
-        producer.send(settings.topic(topic), key=key.encode(), value=encode(stage))
-    producer.flush()
+    announce(settings, release, "comes with the demo")
     say(f"release  {since(begun)}  {release.name}/{release.version}, its checksums are right")
 
 

@@ -17,8 +17,9 @@ from stream.doctor.machine import (
     check_python,
 )
 from stream.doctor.records import check_clock, check_events, check_partitioner
-from stream.doctor.releases import check_registry, live_stage
+from stream.doctor.releases import check_registry
 from stream.events import ReleaseStage
+from stream.release_stages import live_stage
 from stream.settings import Settings
 
 _OF_RECORDS = ("partitioner", "events", "clock")

@@ -46,7 +46,7 @@ def check_partitioner(records: Sequence[Any], partitions: int) -> Finding:
     status: Status = "warn" if away + without <= _FEW * len(records) else "fail"
     advice = (
         "set partitioner=murmur2_random in producers on librdkafka (confluent), and the user as "
-        "key in all; the worker sends each such record again"
+        "key in all; the worker sends what lies wrong to its place, and refuses what has no key"
     )
     return Finding("partitioner", status, said, advice)
 

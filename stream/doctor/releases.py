@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from pathlib import Path
-
-import msgspec
 
 from export.errors import DriftlineError
 from export.registry import Registry
 from stream.doctor.findings import Finding
-from stream.events import ReleaseStage, decode_release_stage
+from stream.events import ReleaseStage
 from stream.releases import check_release
 from stream.settings import Settings
-
-
-def live_stage(values: Sequence[bytes | None], name: str) -> ReleaseStage | None:
-    """The stage that workers follow: the last on `model-releases` that went live."""
-    found = None
-    for value in values:
-        try:
-            stage = decode_release_stage(value) if value else None
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            continue
-        if stage is not None and stage.stage == "live" and stage.name == name:
-            found = stage
-    return found
 
 
 def check_registry(settings: Settings, live: ReleaseStage | None) -> Finding:
@@ -51,7 +35,7 @@ def check_registry(settings: Settings, live: ReleaseStage | None) -> Finding:
     name = f"{release.name}/{release.version}"
     if live is None:
         said = f"{name} is whole and computes what it must, and none is live"
-        return Finding("registry", "warn", said, "`driftline trainer` releases what it trains")
+        return Finding("registry", "warn", said, "`driftline releases announce` makes it live")
     if release.sha256 != live.sha256:
         said = f"{name} has sha256 {release.sha256[:12]}, {live.sha256[:12]} was announced"
         return Finding("registry", "fail", said, "copy the release again, or train another")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import msgspec
 
+from stream.guards import GuardName
 from stream.settings import Settings
 from stream.verbs.options import WrongUse, setting_options
 
@@ -66,7 +67,7 @@ def topics_check(settings: Settings, as_json: bool) -> None:
 )
 @click.option(
     "--break-guard",
-    type=click.Choice(["replay-skip", "ack-order", "watermark", "lateness"]),
+    type=click.Choice(get_args(GuardName)),
     help="Take one guard out. For tests of `verify fold` only: state will be wrong.",
 )
 def worker(settings: Settings, break_guard: Any) -> None:

@@ -34,7 +34,7 @@ ABOUT_TOPICS = {
     "decisions": ("user", "the full record of each list: state, positions, candidates"),
     "item-statistics": ("source partition", "what events add to the statistics, worker to workers"),
     "model-releases": ("name/version", "the stage each release has reached"),
-    "release-log": ("name", "every change of stage with its reason"),
+    "release-log": ("name", "changes of stage with reasons; who ranks with what from where on"),
     "dead-letters": ("original key", "refused records with reason, topic, partition, offset"),
     "driftline-user-state-changelog": ("user", "the users' rows, to recover from"),
 }
@@ -62,6 +62,7 @@ def topics_table() -> str:
         key, about = ABOUT_TOPICS[spec.name]
         count = "`partitions`" if spec.partitions == settings.partitions else str(spec.partitions)
         policy = spec.configs["cleanup.policy"].replace(",", ", ")
+        policy = "kept" if spec.configs.get("retention.ms") == "-1" else policy
         lines.append(f"| `{spec.name}` | {key} | {count} | {policy} | {about} |")
     return "\n".join(lines)
 
