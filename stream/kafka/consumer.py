@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
 from aiokafka.errors import IllegalStateError
 from aiokafka.structs import ConsumerRecord
+from faust.tables.recovery import RebalanceAgain
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -62,6 +63,8 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         self._seek_count = 0
         self._dropped: set[TP] = set()
         self._is_sought = False
+        self._assignments = 0
+        self._is_revoked = False
         #: Set when Faust has resumed after recovery: it empties every queue as it does.
         self._may_deliver = asyncio.Event()
         self._has_space = asyncio.Event()
@@ -206,11 +209,23 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     # -- source slices ----------------------------------------------------------------------
 
     async def _deliver_source(self, tp: TP, records: list[ConsumerRecord], generation: int) -> None:
+        await self._require_whole(tp, records[0].offset)
         admitted = self.continuity.admit(tp, records)
         if admitted:
             await self._until_suspended(self._queue_slices(tp, admitted, generation))
         if self.continuity.next_offset(tp) != records[-1].offset + 1:
             self._dropped.add(tp)
+
+    async def _require_whole(self, tp: TP, first_offset: int) -> None:
+        """Raises SourceTruncatedError where the partition ends before what was read of it.
+
+        aiokafka reads such a partition from its beginning again, and what is new in it would be
+        taken for what came before.
+        """
+        expected, end = self.continuity.next_offset(tp) or 0, self.highwater(tp)
+        if first_offset < expected and end is not None and end < expected:
+            ends = await self.highwaters(tp)
+            require_source(tp, self.continuity.next_offset(tp) or 0, ends[tp])
 
     async def _queue_slices(
         self, tp: TP, records: Sequence[ConsumerRecord], generation: int
@@ -290,8 +305,12 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def perform_seek(self) -> None:
         """Put every source partition where its state and its committed offset say.
 
-        Faust calls this when recovery is complete, so that the watermarks are known.
+        Faust calls this when recovery is complete, so that the watermarks are known. What it
+        resumes after that empties the queues: nothing may be in them. Raises RebalanceAgain where
+        partitions were revoked meanwhile, of which Faust learns only when others are assigned.
         """
+        self._keep_back()
+        assignments = self._assignments
         self._seek_count += 1
         await super().perform_seek()
         partitions = self.source_partitions()
@@ -300,6 +319,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             begins, ends = await asyncio.gather(
                 self.earliest_offsets(*partitions), self.highwaters(*partitions)
             )
+            self._require_assignment(assignments)
             starts = {tp: self._start_offset(tp, begins[tp]) for tp in partitions}
             for tp, start in starts.items():
                 require_source(tp, start, ends[tp])
@@ -307,9 +327,15 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                 self.continuity.start(tp, start)
                 self._acked_through[tp] = start
             await self._thread.seek_wait(starts)
+        self._require_assignment(assignments)
         if self.options.on_assigned is not None:
             self.options.on_assigned({tp.partition for tp in partitions})
         self._is_sought = True
+
+    def _require_assignment(self, number: int) -> None:
+        """Raises RebalanceAgain if the assignment of this number is no more."""
+        if self._is_revoked or self._assignments != number:
+            raise RebalanceAgain
 
     def resume_flow(self) -> None:
         super().resume_flow()
@@ -355,6 +381,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         # Faust stops the flow only of a worker that has partitions. To one that has none yet,
         # slices would be delivered before it resumes, and be lost as it empties its queues then
+        self._is_revoked = True
         self._keep_back()
         await super().on_partitions_revoked(revoked)  # waits for the batch in work, and commits
         if self.options.release is not None:
@@ -362,6 +389,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp in revoked:
             self.continuity.forget(tp)
             self._acked_through.pop(tp, None)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        self._assignments += 1
+        self._is_revoked = False
+        await super().on_partitions_assigned(assigned, generation_id)
 
     async def wait_empty(self) -> None:
         """Wait for the batch in work, so that its acks are in the commit that follows."""

@@ -10,10 +10,14 @@ from stream.kafka.membership import Membership
 from stream.kafka.pacing import pace_empty_fetches
 from stream.kafka.plain import hand_over_plain
 from stream.kafka.table import RowTable
+from stream.kafka.tasks import crash_with
 
 #: How long a fetch waits at the broker when there is nothing. Requests on a connection are answered
 #: in order: at Faust's 1,500 ms a seek after a rebalance took seconds.
 LONG_POLL_MS = 200
+#: Bytes of an answer, of all partitions on a node: they must arrive within `ANSWER_S`, and what
+#: came too late is asked for again from its beginning.
+FETCH_BYTES = 8 * 1024**2
 
 
 class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
@@ -24,6 +28,8 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         await super().on_start()
         consumer = self._ensure_consumer()
         Membership(consumer._coordinator, self.crash).follow()
+        crash_with(consumer._fetcher._fetch_task, self.crash)
+        crash_with(consumer._client._sync_task, self.crash)
         pace_empty_fetches(consumer)
         hand_over_plain(consumer, self._is_plain)
 
@@ -39,6 +45,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
     ) -> driver.aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = LONG_POLL_MS
+        consumer._fetch_max_bytes = FETCH_BYTES
         options: BatchOptions = self.consumer.options
         bound_fetches(consumer, options.max_batch_bytes, options.batch_topics)
         return consumer

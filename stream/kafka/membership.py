@@ -1,5 +1,9 @@
 """Keeps a worker's place in its group: asks again where the group refuses, ends where it must.
 
+aiokafka leaves the group when nobody has polled for a while, and waits for a poll before it joins
+again. Faust polls for a worker that has partitions, and only for that: a spare would be out for
+ever, when it is needed too. Whether a worker moves is for guard and watchdog to see.
+
 aiokafka keeps an error of the group for whoever polls next, and its coordination stands still until
 then. Faust never asks for it: nobody would see the error, and the worker be out of its group for
 ever.
@@ -14,13 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiokafka import errors as aiokafka_errors
 from aiokafka.errors import BrokerResponseError
 
 from export.errors import DriftlineError
+from stream.kafka.tasks import Crash, crash_soon, crash_with
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ class Membership:
     def __init__(
         self,
         coordinator: Any,
-        crash: Callable[[BaseException], Awaitable[None]],
+        crash: Crash,
         longest_s: float = LONGEST_S,
     ) -> None:
         self._coordinator = coordinator
@@ -64,12 +68,14 @@ class Membership:
         self._first_s = self._last_s = float("-inf")
         self._lost_member_id = ""
         self._is_joining = False
-        self._end: asyncio.Task[None] | None = None
 
     def follow(self) -> None:
+        """From now on, and for as long as the coordinator is there."""
+        self._coordinator._max_poll_interval = float("inf")
         aiokafka_errors.kafka_errors[FencedInstanceIdError.errno] = FencedInstanceIdError
         self._coordinator._push_error_to_user = self._try_again
-        self._coordinator._coordination_task.add_done_callback(self._on_end)
+        closing = self._coordinator._closing
+        crash_with(self._coordinator._coordination_task, self._crash, is_closing=closing.done)
         if self._coordinator._group_instance_id is not None:
             self._coordinator.reset_generation = self._note_lost_member
             self._coordinator._do_rejoin_group = self._rejoin_by_name
@@ -103,7 +109,7 @@ class Membership:
         refused_s = now_s - self._first_s
         end = self._reason_to_end(error, refused_s)
         if end is not None:
-            self._end_with(end)
+            crash_soon(self._crash, end)
             await self._coordinator._closing  # no further try
             return
         logger.warning(
@@ -129,13 +135,3 @@ class Membership:
                 "allows this group and `session_timeout_s`"
             )
         return None
-
-    # -- the end ----------------------------------------------------------------------------
-
-    def _on_end(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._end_with(error)
-
-    def _end_with(self, error: BaseException) -> None:
-        """In a task of its own: the error being handled here is not why the crash is logged."""
-        self._end = asyncio.ensure_future(self._crash(error))

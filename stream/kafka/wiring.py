@@ -55,6 +55,8 @@ def faust_settings(limits: BrokerLimits | None = None) -> dict[str, object]:
         "broker_heartbeat_interval": limits.heartbeat_s,
         "broker_max_poll_records": limits.max_poll_records,
         "consumer_auto_offset_reset": "earliest",
+        # part of an assignment: a static member that comes back on another host must have the same
+        "canonical_url": "http://driftline-worker",
         "producer_acks": -1,
         "producer_linger": 0.0,
         "producer_request_timeout": DELIVERY_S,

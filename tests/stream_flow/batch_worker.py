@@ -21,6 +21,7 @@ from faust.types import TP
 from mode import Worker
 
 from stream.kafka.batches import BatchOptions, RecordBatch
+from stream.kafka.consumer import BatchConsumer
 from stream.kafka.fencing import LoopGuard
 from stream.kafka.table import FENCE_KEY, RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
@@ -47,17 +48,18 @@ class Plan:
         self.session_s: float = wishes.get("session_s", 6.0)
         self.fail_on: str | None = wishes.get("fail_on")
         self.hold_file: str | None = wishes.get("hold_file")
+        self.seek_hold_file: str | None = wishes.get("seek_hold_file")
         self.standbys: int = wishes.get("standbys", 0)
         self.instance: str = wishes.get("instance", "")
         self.settings: dict[str, object] = wishes.get("settings", {})
         self.end_within_s: float = wishes.get("end_within_s", 20.0)
         self.fenced: bool = wishes.get("fenced", True)
 
-    def wait_while_held(self) -> None:
-        """A batch takes as long as the test's file is there."""
-        if self.hold_file is not None and Path(self.hold_file).exists():
-            self.tell("held")
-            while Path(self.hold_file).exists():
+    def wait_while_there(self, file: str | None, word: str) -> None:
+        """What is begun takes as long as the test's file is there."""
+        if file is not None and Path(file).exists():
+            self.tell(word)
+            while Path(file).exists():
                 time.sleep(0.02)
 
     def tell(self, word: str, **fields: object) -> None:
@@ -80,6 +82,11 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
     )
     tables: list[RowTable] = []
     fence = changelog_fence_of(app)
+
+    def release(revoked: set[TP]) -> None:
+        plan.tell("revoked")
+        fence.release(revoked)
+
     install(
         app,
         BatchOptions(
@@ -87,7 +94,10 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
             source_watermark=lambda partition: tables[0].source_watermark(partition),
             on_gap=lambda tp, want, got: plan.tell("gap", p=tp.partition, want=want, got=got),
             fence=fence.take if plan.fenced else None,
-            release=fence.release,
+            release=release,
+            on_assigned=lambda partitions: plan.tell(
+                "assigned", generation=app.consumer_generation_id, partitions=sorted(partitions)
+            ),
             end_within_s=plan.end_within_s,
         ),
     )
@@ -104,6 +114,18 @@ def make_app(plan: Plan) -> tuple[faust.App, RowTable, LoopGuard]:
 
     app.agent(events, name="fold")(fold)
     return app, table, guard
+
+
+def hold_seeks(plan: Plan, consumer: BatchConsumer) -> None:
+    """Where reading is to begin is looked at for as long as the test's file is there."""
+    earliest_offsets = consumer.earliest_offsets
+
+    async def held(*partitions: TP) -> dict[TP, int]:
+        if any(tp.topic == f"{plan.prefix}events" for tp in partitions):
+            await asyncio.to_thread(plan.wait_while_there, plan.seek_hold_file, "seeking")
+        return await earliest_offsets(*partitions)
+
+    consumer.earliest_offsets = held
 
 
 def tell_of_restoring(plan: Plan, table: RowTable) -> None:
@@ -138,7 +160,7 @@ async def fold_batches(
             if plan.fail_on is not None and record.value == plan.fail_on.encode():
                 raise RuntimeError(f"told to fail on {plan.fail_on}")
         pending.append((partition, rows, records[-1].offset))
-    await asyncio.to_thread(plan.wait_while_held)
+    await asyncio.to_thread(plan.wait_while_there, plan.hold_file, "held")
     guard.check()
     for partition, rows, last in pending:
         changed = [(user, json.dumps(row).encode()) for user, row in rows.items()]
@@ -183,6 +205,7 @@ def main() -> None:
 
     @app.task
     async def ready() -> None:
+        hold_seeks(plan, app.consumer)
         await say_when_ready(plan, app, table)
 
     plan.tell("start", pid=os.getpid())

@@ -131,6 +131,53 @@ def test_a_rolling_restart_moves_partitions_only_where_workers_have_no_instance(
         assert first.told("ready")[-1]["generation"] > had[first]["generation"]
 
 
+def test_an_assignment_that_is_revoked_while_it_is_sought_is_never_worked_on(
+    scene: Scene, worker: Worker, tmp_path: Path
+) -> None:
+    seek_hold, batch_hold = tmp_path / "seek", tmp_path / "batch"
+    first = worker("first", session_s=RESTART_S, seek_hold_file=str(seek_hold))
+    second = worker("second", session_s=RESTART_S, hold_file=str(batch_hold))
+    third, fourth = (worker(name, session_s=RESTART_S) for name in ("third", "fourth"))
+    for process in (first, second):
+        process.start()
+    for process in (first, second):
+        process.wait_until_ready(PARTITIONS // 2)
+
+    seek_hold.touch()
+    before = len(second.told("assigned"))
+    third.start()
+    first.wait_for("seeking")
+    generation = third.wait_for("assigned")["generation"]
+    second.wait_for("assigned", beyond=before)
+    batch_hold.touch()
+    scene.send(500)
+    second.wait_for("held")
+    before = len(first.told("revoked"))
+    fourth.start()
+    first.wait_for("revoked", beyond=before)
+    seek_hold.unlink()  # the others wait for the second
+    scene.send(500)
+    batch_hold.unlink()
+    fourth.wait_for("assigned")
+    scene.wait_until_all_is_done()
+
+    assert scene.rows() == scene.expected()
+    assert generation not in [line["generation"] for line in first.told("assigned")]
+
+
+def test_a_worker_with_an_instance_may_come_back_on_another_host(
+    scene: Scene, worker: Worker
+) -> None:
+    process = worker("first", instance="first", session_s=RESTART_S)
+    process.start(settings={"web_host": "here.test"}).wait_until_ready()
+    assert process.end() == 0
+
+    process.start(settings={"web_host": "elsewhere.test"}).wait_until_ready(beyond=1)
+    scene.send(200)
+    scene.wait_until_all_is_done()
+    assert scene.rows() == scene.expected()
+
+
 @pytest.mark.parametrize("standbys", [1, 0], ids=["standby", "no-standby"])
 def test_of_a_killed_worker_a_standby_takes_over_without_reading_the_changelog_anew(
     scene: Scene, worker: Worker, standbys: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from kafka import KafkaConsumer
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from stream.kafka.membership import LONGEST_S, Membership
+from stream.kafka.tasks import TaskCancelledError, crash_with
 
 pytestmark = pytest.mark.broker
 
@@ -41,21 +42,64 @@ def worker(scene: Scene, tmp_path: Path) -> Iterator[Worker]:
         process.clean_up()
 
 
-async def test_a_coordination_that_ends_by_itself_ends_the_worker(scene: Scene) -> None:
+@contextlib.asynccontextmanager
+async def member_of(scene: Scene, **options: object) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = AIOKafkaConsumer(
-        scene.events, bootstrap_servers=scene.bootstrap, group_id=scene.group
+        scene.events, bootstrap_servers=scene.bootstrap, group_id=scene.group, **options
     )
     await consumer.start()
     try:
+        yield consumer
+    finally:
+        with contextlib.suppress(KafkaError):
+            await consumer.stop()
+
+
+async def test_a_coordination_that_ends_by_itself_ends_the_worker(scene: Scene) -> None:
+    async with member_of(scene) as consumer:
         coordinator = consumer._coordinator
         ends: asyncio.Queue[BaseException] = asyncio.Queue()
         Membership(coordinator, ends.put).follow()
         coordinator._do_rejoin_group = None  # as after an upgrade that has another name for it
         coordinator.request_rejoin()
         assert "TypeError" in str(await asyncio.wait_for(ends.get(), PATIENCE_S))
-    finally:
-        with contextlib.suppress(KafkaError):
-            await consumer.stop()
+
+
+async def test_a_coordination_that_is_cancelled_ends_the_worker_unless_it_closes(
+    scene: Scene,
+) -> None:
+    ends: asyncio.Queue[BaseException] = asyncio.Queue()
+    async with member_of(scene) as consumer:
+        Membership(consumer._coordinator, ends.put).follow()
+    assert ends.empty()
+
+    async with member_of(scene) as consumer:
+        Membership(consumer._coordinator, ends.put).follow()
+        consumer._coordinator._coordination_task.cancel()
+        assert isinstance(await asyncio.wait_for(ends.get(), PATIENCE_S), TaskCancelledError)
+        consumer._coordinator._coordination_task = asyncio.create_task(asyncio.sleep(0))
+
+
+async def test_a_fetcher_that_fails_ends_the_worker(scene: Scene) -> None:
+    async with member_of(scene) as consumer:
+        ends: asyncio.Queue[BaseException] = asyncio.Queue()
+        crash_with(consumer._fetcher._fetch_task, ends.put)
+        consumer._fetcher._get_actions_per_node = None
+        assert await asyncio.wait_for(ends.get(), PATIENCE_S)
+
+
+async def test_a_member_that_nobody_polls_stays_in_the_group(scene: Scene) -> None:
+    async with member_of(scene, max_poll_interval_ms=500, heartbeat_interval_ms=100) as consumer:
+        coordinator = consumer._coordinator
+        Membership(coordinator, consumer.stop).follow()
+        generation = coordinator.generation
+        subscription = consumer._subscription
+        await asyncio.to_thread(
+            wait_until, lambda: subscription.fetcher_idle_time > 2, "it is idle"
+        )
+        assert coordinator.generation == generation > 0
+        found = await asyncio.to_thread(scene.admin.describe_groups, [scene.group])
+        assert len(found[scene.group]["members"]) == 1
 
 
 @contextlib.contextmanager
