@@ -164,9 +164,6 @@ class LogFold:
         if kind in _FORGETTING:
             self._log.forgotten.setdefault(user, []).append(record.offset)
             self._recent.pop(user, None)
-        if kind in ("user_delete", "user_opt_out"):
-            self._rings.pop(user, None)
-            self._newest_ms.pop(user, None)
         if kind == "user_opt_out":
             self._opted_out.add(user)
         elif kind in ("user_delete", "user_opt_in"):

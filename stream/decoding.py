@@ -127,7 +127,9 @@ class EventDecoder:
     def _good_events(self, records: Sequence[Record]) -> Decoded | None:
         """The records' user events; None where one is anything else, or is to be looked at alone.
 
-        A line each is what they are decoded as: with a line end inside, a value could pass for two.
+        A line each is what they are decoded as. The decoder needs no line end between two objects
+        and takes one inside of an object: only where each value is known to be one object, as it
+        begins and ends as one, has each record the event that stands beside it.
         """
         values = [record.value for record in records]
         if None in [record.key for record in records]:
@@ -137,7 +139,10 @@ class EventDecoder:
             longest = max(map(len, values), default=0)  # type: ignore[arg-type]
         except TypeError:
             return None
-        if longest > self._settings.max_event_bytes or lines.count(b"\n") >= max(len(values), 1):
+        line_ends = max(len(values) - 1, 0)
+        if longest > self._settings.max_event_bytes or lines.count(b"\n") != line_ends:
+            return None
+        if lines.count(b"}\n{") != line_ends:
             return None
         try:
             events = decode_unchecked_user_events(lines)

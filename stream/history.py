@@ -309,14 +309,15 @@ class UserRow:
         self.events_total = self.interests_digest = 0
 
     def forget_user(self, offset: int) -> None:
-        """Forget all but `seq` and how far the source is applied; `offset` is that of the wish.
+        """Forget all but `seq`, how far the source is applied, and what would come again.
 
-        Events up to it make no list due from now on, also when they are read again after a crash.
+        `offset` is that of the wish. Events up to it make no list due from now on, also when they
+        are read again after a crash; those that are sent again are known by their ids, or too late.
         """
         self.forget_events()
-        self.ring = self.rec_ids = self.filters = b""
-        self.newest_ms = self.list_ms = 0
-        self.is_postponed = self.has_old_ids = False
+        self.rec_ids = self.filters = b""
+        self.list_ms = 0
+        self.is_postponed = False
         self.silent_until = offset
 
     def served_list(self, rec_id: bytes, items: NDArray[np.uint64]) -> None:

@@ -131,6 +131,8 @@ class RefreshControl:
             waiting = self._waiting.get(user.key)
             if waiting is not None:
                 user.answers_also(waiting.user)
+            # what comes late asks for a list as of the last one, not of before it
+            user.request_ms = max(user.request_ms, user.row.list_ms)
             not_before_s = self._not_before_s(user, waiting, now_s)
             if not_before_s > now_s or must_wait:
                 self._postpone(user, not_before_s)

@@ -56,7 +56,7 @@ class ExpectedUser:
     newest_ms: int = 0
     due_offset: int = -1  # of the newest event that made a list due; -1: none did
     due_visit_offset: int = -1
-    due_ms: int = 0  # time of the event at due_offset
+    due_ms: int = 0  # newest time of an event that made a list due
     taken_ever: set[int] = field(default_factory=set)
     filters: list[tuple[int, bytes, int]] = field(default_factory=list)  # kind, target, end in ms
     forgotten_offset: int = -1  # of the newest delete or opt-out
@@ -69,6 +69,10 @@ class ExpectedUser:
     def offsets(self) -> list[int]:
         """The source offsets of the events in the history."""
         return [_HISTORY_EVENT.unpack(packed)[2] for _, _, packed in self.history]
+
+    def becomes_due(self, offset: int, time_ms: int) -> None:
+        """An event asks for a list; one that comes late, for a list as of those before it."""
+        self.due_offset, self.due_ms = offset, max(self.due_ms, time_ms)
 
     def silent_until(self) -> int | None:
         """The last event that makes nothing due; None: there is no such event yet."""
@@ -126,7 +130,7 @@ class ExpectedState:
             self.late += 1
             return
         if event.makes_due and (is_visit or not self._leaves_out):
-            user.due_offset, user.due_ms = offset, event.time_ms
+            user.becomes_due(offset, event.time_ms)
             if is_visit:
                 user.due_visit_offset = offset
         if is_visit:
@@ -163,7 +167,7 @@ class ExpectedState:
     def _obey(self, user: ExpectedUser, control: Control, offset: int, is_again: bool) -> None:
         """Take a control event: once by its id, as others."""
         if control.type in (*_FILTER_KINDS, "history_reset") and not user.has_opted_out:
-            user.due_offset, user.due_ms = offset, control.time_ms
+            user.becomes_due(offset, control.time_ms)
         user.applied_offset = offset
         if self._is_duplicate(user, control.event_id, is_again):
             return
@@ -209,6 +213,7 @@ class ExpectedState:
         self.merges.given[request.event_id, offset] = given
         _forget_history(user, offset)
         user.due_offset = user.due_visit_offset = -1
+        user.due_ms = 0
         user.forgotten_offset = offset
         self._remember_id(user, request.event_id, max(request.time_ms, user.newest_ms))
 
@@ -218,7 +223,7 @@ class ExpectedState:
         silent_until = user.silent_until()
         if silent_until is not None and min(part.asked_offset, offset) <= silent_until:
             return
-        user.due_offset, user.due_ms = offset, part.time_ms
+        user.becomes_due(offset, part.time_ms)
         if self._is_duplicate(user, part.event_id, is_again):
             return
         for item in part.taken:
@@ -275,9 +280,8 @@ def _forget_history(user: ExpectedUser, offset: int) -> None:
 
 def _forget_all(user: ExpectedUser, offset: int) -> None:
     _forget_history(user, offset)
-    user.ring.clear()
-    user.newest_ms = 0
     user.due_offset = user.due_visit_offset = -1
+    user.due_ms = 0
     user.forgotten_offset = offset
 
 

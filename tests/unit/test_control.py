@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from statistics_strategies import Counted, statistics_of
 
 from export.items import ItemIndex, item_hash, item_hashes
+from export.statistics import DAY_MS
 from stream.agents import BatchProcessor, TableRows
 from stream.catalogue import Catalogue
 from stream.control import MAX_FILTERS, group_key, hidden_rows, with_filter
@@ -78,18 +79,20 @@ def test_a_reset_forgets_what_the_user_did_and_keeps_seq_ring_and_offset():
     assert batch.no_interests == [user] and not batch.no_list
 
 
-def test_a_deleted_users_row_holds_seq_and_offset_and_nothing_that_the_user_did():
+def test_a_deleted_users_row_holds_seq_offset_and_ids_and_nothing_that_the_user_did():
     store = Store()
     store.fold(*(record(n, item_id=f"item-{n}") for n in range(4)))
     store.fold(control(4, "item_block", target="item-7"))
-    with_seq(store, 7)
+    before = with_seq(store, 7)
 
     batch = store.fold(record(5), control(6, "user_delete"))
 
     row = store.row("ada")
     wanted = UserRow(FINGERPRINT)
     wanted.seq, wanted.applied_offset, wanted.silent_until = 7, 6, 6
-    wanted.ring = seen("control-0006", NOW_MS - 994)
+    wanted.newest_ms = NOW_MS - 995
+    ids = seen("event-0005", NOW_MS - 995) + seen("control-0006", NOW_MS - 994)
+    wanted.ring = before.ring + ids
     assert row.encode() == wanted.encode()
     (user,) = batch.users.values()
     assert not user.is_due
@@ -113,6 +116,19 @@ def test_what_comes_after_a_deletion_starts_anew_and_what_came_before_does_not_c
     assert (user.is_due, user.trigger_offset) == (True, 3)
     assert not all_again.no_list, "nothing may take the list away that was sent since"
     assert all_again.counts == {"replayed": 3}
+
+
+@pytest.mark.parametrize("wishes", [["user_delete"], ["user_opt_out", "user_opt_in"]])
+def test_a_click_that_is_sent_again_after_its_user_was_forgotten_does_not_come_back(wishes):
+    store = Store()
+    click = record(1)
+    store.fold(click, *(control(2 + n, wish) for n, wish in enumerate(wishes)))
+
+    batch = store.fold(record(5, number=1), record(6, event_time=NOW_MS - 2 * DAY_MS))
+
+    assert batch.counts == {"duplicates": 1, "late": 1}
+    assert not batch.deltas
+    assert len(store.row("ada")) == 0
 
 
 def test_a_deletion_that_was_sent_twice_deletes_once():

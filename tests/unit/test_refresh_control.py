@@ -182,6 +182,33 @@ def test_a_list_that_would_have_expired_is_skipped():
     assert worker.postponed() == set()
 
 
+def test_what_comes_late_asks_for_a_list_as_of_the_last_one():
+    worker = Worker()
+    worker.batch(USERS[0])
+    last_ms = worker.last[USERS[0]].request_ms
+
+    worker.newest_ms -= 1000
+    worker.batch(USERS[0], kind="visit")
+
+    assert worker.ranked == [USERS[0]] * 2
+    assert worker.last[USERS[0]].request_ms == last_ms, "or it would expire before that one"
+
+
+def test_a_postponed_list_lives_no_shorter_for_an_event_that_comes_late():
+    worker = Worker(Settings(list_lifetime_ms=10))
+    behind_with(worker, USERS[:1])
+    worker.start()
+    worker.batch(USERS[-1], seconds=1.0)
+    worker.ranked.clear()
+
+    worker.newest_ms -= 1000
+    worker.batch(USERS[0], behind=100_000)
+    worker.newest_ms += 1000
+    worker.idle_until_all_is_ranked()
+
+    assert worker.ranked == [USERS[0]]
+
+
 def test_a_visit_before_there_is_anything_to_list_is_answered_once_there_is():
     worker = Worker(can_list=False)
     worker.batch(USERS[0], kind="visit")

@@ -118,6 +118,23 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [b"", value() + value(event_id="another-event")],
+        [value()[:-1], b"," + value()[1:], value() + value(event_id="another-event")],
+        [value() + value(event_id="another-event"), b" "],
+    ],
+)
+def test_a_value_with_two_objects_does_not_make_up_for_one_with_none(values):
+    store = Store()
+
+    batch = store.fold(*(Record(b"ada", data, offset) for offset, data in enumerate(values)))
+
+    assert len(batch.dead_letters) == len(values)
+    assert batch.counts == {}
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_record_that_breaks_the_contract_is_one_dead_letter_and_stops_nothing(name):
     data, reason = REFUSED[name]
