@@ -108,7 +108,7 @@ class Acceptor:
 
 def misrouted(owner: bytes, record: Record, partition: int) -> Misrouted:
     """A record that is to be sent on, under its user's key."""
-    return Misrouted(owner, record.value or b"", partition, record.offset)
+    return Misrouted(owner, record.value or b"", partition, record.offset, record.timestamp)
 
 
 def _are_alike(owners: Sequence[str | UnsetType], keys: list[bytes]) -> bool:

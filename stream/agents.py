@@ -140,7 +140,7 @@ class BatchProcessor:
         ranked = time.perf_counter()
         self._add_results(batch, context, outbox)
         if batch.misrouted:
-            await self._send_on(batch.misrouted, context.generated_at_ms)  # 5.
+            await self._send_on(batch.misrouted)  # 5.
 
         def done() -> None:
             self._on_step("ack")
@@ -198,15 +198,16 @@ class BatchProcessor:
         own = batch.own_records
         targets = partitions_of([record.key for record in own], settings.partitions)
         for partition, record in zip(targets, own, strict=True):
-            outbox.add(settings.topic("user-events"), partition, record.key, record.value)
+            topic = settings.topic("user-events")
+            outbox.add(topic, partition, record.key, record.value, sent_ms=record.sent_ms)
 
-    async def _send_on(self, misrouted: list[Misrouted], now_ms: int) -> None:
+    async def _send_on(self, misrouted: list[Misrouted]) -> None:
         """Send records to where they belong; acknowledged before any row says that it is done."""
         self._check()
         settings, originals = self._settings, self._folder.originals
         topic = settings.topic("user-events")
         send_records = self._send_records
-        await send_on(misrouted, originals, settings.partitions, send_records, topic, now_ms)
+        await send_on(misrouted, originals, settings.partitions, send_records, topic)
 
     def _add_swap(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
         """Put down from which offsets on this worker ranks with another release than before."""

@@ -188,7 +188,7 @@ def _sender(app: faust.App) -> Callable[..., Any]:
         partition: int,
         records: Sequence[KeyValue],
         *,
-        timestamp_ms: int,
+        timestamp_ms: int | Sequence[int],
         headers: Sequence[Headers] | None = None,
     ) -> list[Delivery]:
         deliveries: list[Delivery] = await app.producer.send_records(

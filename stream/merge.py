@@ -47,10 +47,14 @@ _COLUMNS = (("ids", RING_ENTRY_BYTES), ("taken", HASH_BYTES), ("events", EVENT_B
 
 @dataclass(frozen=True, slots=True)
 class OwnRecord:
-    """A record for user-events that a worker makes itself, under the key of its user."""
+    """A record for user-events that a worker makes itself, under the key of its user.
+
+    `sent_ms`, its timestamp, follows from the log: a worker's clock has no part in what is folded.
+    """
 
     key: bytes
     value: bytes
+    sent_ms: int
 
 
 class Turn(NamedTuple):
@@ -110,7 +114,7 @@ def _request(event: ControlEvent, turn: Turn) -> OwnRecord:
         turn.offset,
         event.tenant,
     )
-    return OwnRecord(anonymous.encode(), encode(request))
+    return OwnRecord(anonymous.encode(), encode(request), turn.sent_ms)
 
 
 def _hand_over(
@@ -142,11 +146,12 @@ def _hand_over(
         )
         for number, piece in enumerate(_pieces(columns, most) if row.taken or row.events else ())
     ]
+    sent_ms = max(turn.sent_ms, row.newest_ms)  # not before what they hold, which it would cut
     row.forget_events()
     row.rec_ids, row.list_ms, row.is_postponed = b"", 0, False
     row.silent_until = turn.offset
     row.remember(id_hash(request.event_id), max(turn.time_ms, row.newest_ms), limits)
-    return [OwnRecord(part.user_id.encode(), encode(part)) for part in parts]
+    return [OwnRecord(part.user_id.encode(), encode(part), sent_ms) for part in parts]
 
 
 def _pieces(columns: dict[str, bytes], most: int) -> list[dict[str, bytes]]:

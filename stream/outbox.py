@@ -23,19 +23,22 @@ class SendRecords(Protocol):
         partition: int,
         records: Sequence[KeyValue],
         *,
-        timestamp_ms: int,
+        timestamp_ms: int | Sequence[int],
         headers: Sequence[Headers] | None = None,
     ) -> Sequence[Delivery]: ...
 
 
 @dataclass(slots=True)
 class Outbox:
-    """Records to send, by topic and partition; headers of those of which any has some."""
+    """Records to send, by topic and partition; headers and times of those that have their own."""
 
     records: dict[tuple[str, int], list[KeyValue]] = field(
         default_factory=lambda: defaultdict(list)
     )
     headers: dict[tuple[str, int], dict[int, Headers]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    times_ms: dict[tuple[str, int], dict[int, int]] = field(
         default_factory=lambda: defaultdict(dict)
     )
 
@@ -46,11 +49,17 @@ class Outbox:
         key: bytes | None,
         value: bytes | None,
         headers: Headers | None = None,
+        sent_ms: int | None = None,
     ) -> None:
-        """Put in a record; those of one partition keep their order."""
+        """Put in a record; those of one partition keep their order.
+
+        `sent_ms` is the record's timestamp, where that is not to be the time at which it is sent.
+        """
         records = self.records[topic, partition]
         if headers:
             self.headers[topic, partition][len(records)] = headers
+        if sent_ms is not None:
+            self.times_ms[topic, partition][len(records)] = sent_ms
         records.append((key, value))
 
     def headers_of(self, topic: str, partition: int) -> list[Headers] | None:
@@ -59,6 +68,13 @@ class Outbox:
         if not given:
             return None
         return [given.get(number, []) for number in range(len(self.records[topic, partition]))]
+
+    def times_of(self, topic: str, partition: int, now_ms: int) -> int | list[int]:
+        """The timestamp of each record of a partition; one for all where none has its own."""
+        given = self.times_ms.get((topic, partition))
+        if not given:
+            return now_ms
+        return [given.get(number, now_ms) for number in range(len(self.records[topic, partition]))]
 
     def topics(self) -> set[str]:
         """The topics that something goes to."""
@@ -78,7 +94,7 @@ class Outbox:
                 topic,
                 partition,
                 records,
-                timestamp_ms=now_ms,
+                timestamp_ms=self.times_of(topic, partition, now_ms),
                 headers=self.headers_of(topic, partition),
             )
         return Sent(deliveries)

@@ -45,6 +45,7 @@ class Misrouted:
     value: bytes
     partition: int  # where it lies
     offset: int
+    sent_ms: int  # the time of its record, which is that of its copy: no later event is made of it
 
 
 class WithHeaders(Protocol):
@@ -99,7 +100,6 @@ async def send_on(
     partitions: int,
     send_records: SendRecords,
     topic: str,
-    now_ms: int,
 ) -> None:
     """Send the copies of a batch's misrouted records, and wait until all are acknowledged."""
     targets = partitions_of([record.key for record in misrouted], partitions)
@@ -113,7 +113,7 @@ async def send_on(
                 topic,
                 target,
                 [(record.key, record.value) for record in part],
-                timestamp_ms=now_ms,
+                timestamp_ms=[record.sent_ms for record in part],
                 headers=[[originals.header(record.partition, record.offset)] for record in part],
             )
             await asyncio.gather(*deliveries)

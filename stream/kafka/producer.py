@@ -78,15 +78,15 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
         partition: int,
         records: Sequence[KeyValue],
         *,
-        timestamp_ms: int,
+        timestamp_ms: int | Sequence[int],
         headers: Sequence[Headers] | None = None,
     ) -> list[Delivery]:
         """Hand records over for sending, in order; await the returned deliveries to know.
 
-        `headers` has one entry for each record. Deliveries come in the order of the records,
-        together they cover all of them; no record means no delivery. Every delivery must be
-        awaited: a failed one raises aiokafka's KafkaError, or ChangelogFencedError, there and
-        nowhere else.
+        `headers` has one entry for each record, as `timestamp_ms` may have. Deliveries come in the
+        order of the records, together they cover all of them; no record means no delivery. Every
+        delivery must be awaited: a failed one raises aiokafka's KafkaError, or
+        ChangelogFencedError, there and nowhere else.
 
         Raises RecordTooLargeError, before anything is sent, when a record with its overhead
         is above `producer_max_request_size` (the broker's limit is `message.max.bytes`).
@@ -97,8 +97,9 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
         batch = producer.create_batch()
         append = batch.append
         with_headers = map(list, headers) if headers else repeat([])
-        for (key, value), of_record in zip(records, with_headers, strict=False):
-            while append(timestamp=timestamp_ms, key=key, value=value, headers=of_record) is None:
+        times_ms = repeat(timestamp_ms) if isinstance(timestamp_ms, int) else timestamp_ms
+        for (key, value), of_record, ms in zip(records, with_headers, times_ms, strict=False):
+            while append(timestamp=ms, key=key, value=value, headers=of_record) is None:
                 deliveries.append(await self._send_batch(batch, topic, partition))
                 batch = producer.create_batch()
                 append = batch.append

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -77,7 +77,7 @@ class Log:
         for sent in records:
             partition = partition_of((sent.key or b"").decode())
             log = self.records.setdefault(partition, [])
-            placed = Placed(sent.key, sent.value, len(log), partition=partition)
+            placed = Placed(sent.key, sent.value, len(log), sent.timestamp, partition=partition)
             log.append(placed)
             self.in_order.append(placed)
 
@@ -91,7 +91,7 @@ class Log:
         for of, columns in batch.deltas.items():
             value = encode_deltas(of, columns)
             self.deltas.append(Placed(None, value, len(self.deltas), partition=of))
-        self.send(*(Record(own.key, own.value) for own in batch.own_records))
+        self.send(*(Record(o.key, o.value, timestamp=o.sent_ms) for o in batch.own_records))
         if crash:
             self.store.rows = rows
         else:
@@ -201,6 +201,21 @@ def test_a_list_follows_and_that_of_the_anonymous_user_is_taken_away():
     (user,) = taken.users.values()
     assert (user.is_due, user.reason) == (True, "event")
     assert not taken.deltas, "nothing is counted again"
+
+
+@pytest.mark.parametrize("wish_ms", [NOW_MS - 200_000, NOW_MS])
+def test_merged_events_keep_their_times_and_the_legs_have_theirs_from_the_log(wish_ms):
+    log = Log()
+    log.send(*(click(n, known=False) for n in range(3)), replace(merge(), timestamp=wish_ms))
+    times_ms = [NOW_MS - 100_000 + n * 1000 for n in range(3)]
+
+    log.settle()
+
+    assert log.row(known=True).history()["time_ms"].tolist() == times_ms
+    request, part = log.in_order[4:]
+    assert request.timestamp == wish_ms
+    assert part.timestamp == max(wish_ms, times_ms[-1])
+    log.check()
 
 
 def test_what_was_taken_before_the_histories_and_the_newest_ids_go_over_too():

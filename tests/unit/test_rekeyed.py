@@ -118,6 +118,7 @@ async def test_copies_go_out_in_the_order_of_their_originals_and_one_request_at_
         nonlocal under_way
         offsets = [ORIGINALS.of(SimpleNamespace(headers=each))[1] for each in headers]
         sent.append((partition, offsets))
+        assert timestamp_ms == [10 * offset for offset in offsets], "as their originals"
         under_way += 1
         assert under_way == 1
 
@@ -129,16 +130,16 @@ async def test_copies_go_out_in_the_order_of_their_originals_and_one_request_at_
         return [acknowledge()]
 
     large = bytes(REQUEST_BYTES // 3)
-    misrouted = [Misrouted(b"ada", large, WRONG, offset) for offset in (9, 3, 7, 5, 8)]
+    misrouted = [Misrouted(b"ada", large, WRONG, offset, 10 * offset) for offset in (9, 3, 7, 5, 8)]
 
-    await send_on(misrouted, ORIGINALS, PARTITIONS, send_records, "user-events", 0)
+    await send_on(misrouted, ORIGINALS, PARTITIONS, send_records, "user-events")
 
     assert sent == [(HERE, [3, 5]), (HERE, [7, 8]), (HERE, [9])]
 
 
 @given(st.lists(st.integers(0, REQUEST_BYTES + 10), max_size=12))
 def test_requests_hold_all_in_order_and_are_no_larger_than_a_batch(sizes):
-    records = [Misrouted(b"k", bytes(size), 0, offset) for offset, size in enumerate(sizes)]
+    records = [Misrouted(b"k", bytes(size), 0, offset, 0) for offset, size in enumerate(sizes)]
 
     parts = list(requests_of(reversed(records)))
 
