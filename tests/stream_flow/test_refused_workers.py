@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from batch_harness import PATIENCE_S, Scene, WorkerProcess, wait_until
 from kafka import KafkaConsumer
+from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
 from stream.kafka.membership import LONGEST_S, Membership
@@ -113,7 +114,16 @@ def stranger_in(scene: Scene) -> Iterator[None]:
         enable_auto_commit=False,
         auto_offset_reset="latest",
     )
-    wait_until(lambda: stranger.poll(timeout_ms=100) or stranger.assignment(), "the group has it")
+
+    def has_joined() -> bool:
+        stranger.poll(timeout_ms=100)
+        try:
+            found = scene.admin.describe_groups([scene.group])[scene.group]
+        except kafka_errors.KafkaError:  # a new broker has no coordinator for a moment
+            return False
+        return found["group_state"] == "Stable" and len(found["members"]) == 1
+
+    wait_until(has_joined, "the group has the stranger")
     yield
     stranger.close()
 
