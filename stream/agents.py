@@ -195,10 +195,9 @@ class BatchProcessor:
         for letter in batch.dead_letters:
             key, value, headers = letter.kept_key(), letter.kept_value(), letter.headers()
             outbox.add(settings.topic("dead-letters"), 0, key, value, headers)
-        own = batch.own_records
+        own, topic = batch.own_records, settings.topic("user-events")
         targets = partitions_of([record.key for record in own], settings.partitions)
         for partition, record in zip(targets, own, strict=True):
-            topic = settings.topic("user-events")
             outbox.add(topic, partition, record.key, record.value, sent_ms=record.sent_ms)
 
     async def _send_on(self, misrouted: list[Misrouted]) -> None:

@@ -51,20 +51,14 @@ class Membership:
     """Follows one consumer's coordinator from its start on.
 
     `crash` is awaited once: with a MembershipError when another worker has the name of this one, or
-    the group has refused for `longest_s`; with whatever ended the coordination if it ends itself.
+    the group has refused for LONGEST_S; with whatever ended the coordination if it ends itself.
     """
 
-    def __init__(
-        self,
-        coordinator: Any,
-        crash: Crash,
-        longest_s: float = LONGEST_S,
-    ) -> None:
+    def __init__(self, coordinator: Any, crash: Crash) -> None:
         self._coordinator = coordinator
         self._reset_generation = coordinator.reset_generation
         self._rejoin = coordinator._do_rejoin_group
         self._crash = crash
-        self._longest_s = longest_s
         self._first_s = self._last_s = float("-inf")
         self._lost_member_id = ""
         self._is_joining = False
@@ -128,7 +122,7 @@ class Membership:
                 f"group {group!r}, and another one took that name: give each an `instance` of its "
                 "own (--instance), or none"
             )
-        if refused_s >= self._longest_s:
+        if refused_s >= LONGEST_S:
             return MembershipError(
                 f"wanted a place in group {group!r}, and was refused for {refused_s:.0f} s: "
                 f"{error}. Look for a foreign consumer in that group, and whether the broker "

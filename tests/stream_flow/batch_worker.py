@@ -34,6 +34,8 @@ from stream.kafka.wiring import (
 )
 
 PARTITIONS = 4
+#: Of a worker that is given none.
+SESSION_S = 6.0
 
 
 class Plan:
@@ -45,7 +47,7 @@ class Plan:
         self.prefix: str = wishes["prefix"]
         self.directory = Path(wishes["directory"])
         self.events: Path = self.directory / f"{wishes.get('name', 'worker')}.log"
-        self.session_s: float = wishes.get("session_s", 6.0)
+        self.session_s: float = wishes.get("session_s", SESSION_S)
         self.fail_on: str | None = wishes.get("fail_on")
         self.hold_file: str | None = wishes.get("hold_file")
         self.seek_hold_file: str | None = wishes.get("seek_hold_file")

@@ -1,10 +1,12 @@
-"""A node of a test's own, that may be killed and cut off."""
+"""A scene with its workers, and a node of a test's own, that may be killed and cut off."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+from batch_harness import Scene, WorkerProcess
 
 from stream.chaos.brokers import Cluster, NoKafkaError, find_libs
 
@@ -20,3 +22,24 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.start(cluster.nodes)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def scene(kafka, prefix) -> Iterator[Scene]:
+    scene = Scene(kafka.bootstrap, prefix)
+    yield scene
+    scene.close()
+
+
+@pytest.fixture
+def worker(scene: Scene, tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Makes workers of this scene; those that still run are killed at the end."""
+    made: list[WorkerProcess] = []
+
+    def make(name: str = "worker", **wishes: object) -> WorkerProcess:
+        made.append(WorkerProcess(scene, tmp_path, name, **wishes))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.clean_up()

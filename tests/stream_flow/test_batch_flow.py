@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import faust
 import pytest
-from batch_harness import Scene, WorkerProcess, wait_until
+from batch_harness import WorkerProcess, wait_until
 from batch_worker import PARTITIONS
 from kafka import TopicPartition
 
@@ -21,27 +20,6 @@ from stream.kafka.wiring import faust_settings, install
 pytestmark = pytest.mark.broker
 
 Worker = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def scene(kafka, prefix) -> Iterator[Scene]:
-    scene = Scene(kafka.bootstrap, prefix)
-    yield scene
-    scene.close()
-
-
-@pytest.fixture
-def worker(scene: Scene, tmp_path: Path) -> Iterator[Worker]:
-    """Makes workers of this scene; those that still run are killed at the end."""
-    made: list[WorkerProcess] = []
-
-    def make(name: str = "worker", **wishes: object) -> WorkerProcess:
-        made.append(WorkerProcess(scene, tmp_path, name, **wishes))
-        return made[-1]
-
-    yield make
-    for process in made:
-        process.clean_up()
 
 
 def test_every_event_is_folded_once_and_in_order_and_the_stop_is_clean(scene, worker):

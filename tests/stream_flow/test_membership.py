@@ -7,45 +7,23 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from batch_harness import Scene, WorkerProcess, wait_until
-from batch_worker import PARTITIONS
+from batch_worker import PARTITIONS, SESSION_S
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
 pytestmark = pytest.mark.broker
 
-SESSION_S = 6.0
 #: A session that outlasts a restart on a crowded machine.
 RESTART_S = 30.0
 #: What the machine may take beyond the session; `driftline bench failover` measures how long it is.
 SLACK_S = 8.0
 
 Worker = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def scene(kafka, prefix) -> Iterator[Scene]:
-    scene = Scene(kafka.bootstrap, prefix)
-    yield scene
-    scene.close()
-
-
-@pytest.fixture
-def worker(scene: Scene, tmp_path: Path) -> Iterator[Worker]:
-    """Makes workers of this scene; those that still run are killed at the end."""
-    made: list[WorkerProcess] = []
-
-    def make(name: str, **wishes: object) -> WorkerProcess:
-        made.append(WorkerProcess(scene, tmp_path, name, **{"session_s": SESSION_S, **wishes}))
-        return made[-1]
-
-    yield make
-    for process in made:
-        process.clean_up()
 
 
 class GroupWatch(threading.Thread):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -21,26 +20,6 @@ from stream.kafka.tasks import TaskCancelledError, crash_with
 pytestmark = pytest.mark.broker
 
 Worker = Callable[..., WorkerProcess]
-
-
-@pytest.fixture
-def scene(kafka, prefix) -> Iterator[Scene]:
-    scene = Scene(kafka.bootstrap, prefix)
-    yield scene
-    scene.close()
-
-
-@pytest.fixture
-def worker(scene: Scene, tmp_path: Path) -> Iterator[Worker]:
-    made: list[WorkerProcess] = []
-
-    def make(name: str, **wishes: object) -> WorkerProcess:
-        made.append(WorkerProcess(scene, tmp_path, name, **wishes))
-        return made[-1].start()
-
-    yield make
-    for process in made:
-        process.clean_up()
 
 
 @contextlib.asynccontextmanager
@@ -131,7 +110,7 @@ def stranger_in(scene: Scene) -> Iterator[None]:
 def test_a_worker_goes_on_when_its_group_refuses_it_no_more(scene: Scene, worker: Worker) -> None:
     scene.send(200)
     with stranger_in(scene):
-        refused = worker("refused")
+        refused = worker("refused").start()
         wait_until(lambda: "InconsistentGroupProtocol" in refused.output, "the worker was refused")
         assert not refused.told("ready")
 
@@ -142,7 +121,7 @@ def test_a_worker_goes_on_when_its_group_refuses_it_no_more(scene: Scene, worker
 
 def test_a_worker_ends_that_its_group_goes_on_refusing(scene: Scene, worker: Worker) -> None:
     with stranger_in(scene):
-        refused = worker("refused")
+        refused = worker("refused").start()
         assert refused.exit_code(patience_s=3 * LONGEST_S) == 1
     assert "wanted a place in group" in refused.output
     assert "foreign consumer" in refused.output
@@ -152,9 +131,9 @@ def test_of_two_workers_with_one_name_the_older_ends_and_says_why(
     scene: Scene, worker: Worker
 ) -> None:
     scene.send(200)
-    older = worker("older", instance="same")
+    older = worker("older", instance="same").start()
     older.wait_until_ready()
-    newer = worker("newer", instance="same")
+    newer = worker("newer", instance="same").start()
 
     assert older.exit_code() == 1
     assert "another one took that name" in older.output
