@@ -6,8 +6,10 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from engine import Engine
 from kafka_cluster import Broker, NoBrokerError, running_broker
 
 #: Tests that import ONNX Runtime report nothing either.
@@ -44,3 +46,11 @@ def prefix(request: pytest.FixtureRequest) -> str:
     """A beginning for topic names and group ids that no other test has."""
     name = re.sub(r"\W+", "-", request.node.name)[:60].strip("-")
     return f"{name}-{uuid.uuid4().hex[:8]}-"
+
+
+@pytest.fixture
+def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
+    """The engine's topics under that prefix, to which workers can be started."""
+    engine = Engine(kafka.bootstrap, prefix, tmp_path)
+    yield engine
+    engine.close()

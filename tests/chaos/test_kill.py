@@ -8,24 +8,15 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 from engine import Engine, Worker, event, wait_until
-from kafka_cluster import Broker
 from scenes import Record, interactions, records
 
 DAY_MS = 86_400_000
 SENT_PER_S = 1500
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 class Sender(threading.Thread):

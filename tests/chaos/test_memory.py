@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine import Engine, Worker, event, wait_until
-from kafka_cluster import Broker
 
 ROUNDS, EVENTS = 5, 200_000
 USERS, ITEMS = 2000, 500
 #: Between the second round and the last one; caches and write buffers are full by the second.
 MAX_GROWTH_MB = 40.0
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def send_round(engine: Engine, first: int, rng: random.Random) -> None:

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from engine import Engine, driftline, event
-from kafka_cluster import Broker
 
 #: Rows remember no ids: nothing but where an original lay tells its copies apart.
 NO_RING = {"DRIFTLINE_DEDUPE_RING": "0"}
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def test_copies_that_are_sent_again_after_a_crash_are_folded_once(engine: Engine):

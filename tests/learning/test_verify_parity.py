@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
 from engine import Engine, driftline, event, wait_until
-from kafka_cluster import Broker
 from streams import QUICK, corpus_of, made_up_events
 
 from export.registry import Registry
@@ -18,13 +14,6 @@ from export.release import Release
 from models.corpus import Corpus, Names, attributes_by_item
 from models.pipeline import Trained, train_cold
 from models.publish import Origin, publish
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def category_of(item: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
@@ -16,13 +15,6 @@ from kafka_cluster import Broker, OwnNode
 NO_BROKER = "127.0.0.1:1"
 #: From the call to the message.
 MAX_WAIT_S = 10.0
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def assert_wrong_use(done: subprocess.CompletedProcess[str], *words: str) -> None:

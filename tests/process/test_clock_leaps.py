@@ -5,25 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine import Engine, event, wait_until
 from kafka.errors import InvalidTimestampError
-from kafka_cluster import Broker
 
 from stream.chaos.leaping_clock import set_ahead, write_folder
 
 HOUR_MS = 3_600_000
 USERS = [f"user-{number}" for number in range(10)]
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def send(engine: Engine, first: int, count: int = 40, timestamp_ms: int | None = None) -> None:

@@ -8,13 +8,10 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from engine import COMMAND, Engine, driftline, environment, event
-from kafka_cluster import Broker
 
 from stream.dead_letters import DeadLetter
 from stream.partitioner import partitions_of
@@ -22,13 +19,6 @@ from stream.redrive import turn
 from stream.settings import Settings
 
 PARTITIONS = 8
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def verb(engine: Engine, *arguments: object, **settings: str) -> subprocess.CompletedProcess[str]:

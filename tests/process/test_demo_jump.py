@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import numpy as np
 import pytest
 from engine import Engine, wait_until
 from kafka import KafkaConsumer, TopicPartition
-from kafka_cluster import Broker
 
 from export.registry import Registry
 from stream.demo.catalogue import CATEGORIES, birth_times, demo_items
@@ -29,13 +26,6 @@ SEED = 11
 WANTED_CLICKS = 5
 #: Clicks that a jump must have been watched for.
 ENOUGH_CLICKS = 12
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 @dataclass

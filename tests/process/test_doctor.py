@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ from stream.demo.release import BUNDLED_REGISTRY
 from stream.partitioner import partitions_of
 
 PARTITIONS = 8
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def examined(*options: object, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pytest
 from engine import Engine, Worker, driftline, event, wait_until
-from kafka_cluster import Broker
 
 from export.registry import Registry
 from stream.demo.release import BUNDLED_NAME, BUNDLED_REGISTRY
 
 NO_BROKER = "127.0.0.1:1"
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def fill_registry(root: Path) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from engine import Engine, Worker, driftline, event, wait_until
 from kafka import KafkaAdminClient
-from kafka_cluster import Broker
 
 from stream.kafka.marks import FOREIGN_EXIT_CODE
 
@@ -21,13 +18,6 @@ USERS = [f"user-{number}" for number in range(12)]
 CHANGELOG = "driftline-user-state-changelog"
 #: Worker's look at the topics' ids, and time for it to end.
 NOTICED_S = 20.0
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def make_anew(engine: Engine, *names: str) -> None:

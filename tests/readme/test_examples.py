@@ -6,7 +6,6 @@ import csv
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,18 +13,10 @@ import numpy as np
 import pytest
 from engine import Engine, environment, event, wait_until
 from generate import ROOT
-from kafka_cluster import Broker
 
 from export.registry import Registry
 
 EXAMPLES = ROOT / "examples"
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def at(engine: Engine) -> dict[str, str]:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import tomllib
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +16,7 @@ import msgspec
 import pytest
 from engine import COMMAND, Engine, driftline, environment
 from generate import README, ROOT, generated
-from kafka_cluster import JVM, Broker, kafka_home
+from kafka_cluster import JVM, kafka_home
 
 from stream.cli import main
 from stream.events import decode_user_event
@@ -110,13 +109,6 @@ def test_every_link_leads_to_a_file():
     links = re.findall(r"\]\(([^)#]+)\)", TEXT + CONTRIBUTING)
 
     assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path):
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def assert_well_placed(engine: Engine, keys: list[bytes]) -> None:

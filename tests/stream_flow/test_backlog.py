@@ -6,22 +6,12 @@ import json
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from engine import Engine, event, wait_until
-from kafka_cluster import Broker
 
 USERS = 8_000
 EVENTS = 24_000
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 @pytest.mark.parametrize("disk", ["kept", "wiped"])

@@ -122,13 +122,6 @@ BAD_ITEMS: dict[str, Record] = {
 
 
 @pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture
 def producer(kafka: Broker) -> Iterator[KafkaProducer]:
     producer = KafkaProducer(bootstrap_servers=kafka.bootstrap, max_request_size=4 * MEGABYTE)
     yield producer

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from engine import Engine, Worker, driftline, event, wait_until
-from kafka_cluster import Broker
 
 pytestmark = pytest.mark.broker
 
@@ -19,13 +17,6 @@ WISHES = ["item_block", "category_mute", "creator_block"]
 KINDS = ["history_reset", "user_delete", "user_opt_out", "user_opt_in", *WISHES, "user_export"]
 
 Record = tuple[bytes | None, bytes | None]
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def asking(user: str, number: int, kind: str, **fields: object) -> Record:

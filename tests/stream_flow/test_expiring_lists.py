@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from engine import Engine, event, wait_until
-from kafka_cluster import Broker
 
 pytestmark = pytest.mark.broker
 
@@ -18,13 +15,6 @@ SETTINGS = {
     "DRIFTLINE_REFRESH_EXPIRING": "50",
     "DRIFTLINE_REFRESH_ACTIVE_MS": str(6 * HOUR_MS),
 }
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def click(engine: Engine, user: str, number: int, hour: float) -> int:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from engine import Engine, Worker, driftline, event, wait_until
-from kafka_cluster import Broker
 
 pytestmark = pytest.mark.broker
 
@@ -16,13 +13,6 @@ STEPS = ("send", "changelog", "write", "ack")
 ITEMS = [f"item-{number}" for number in range(30)]
 
 Record = tuple[bytes, bytes]
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 def rating(user: str, number: int, item: str) -> Record:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaProducer
 from engine import Engine, Worker, event, wait_until
 from kafka.partitioner import murmur2
-from kafka_cluster import Broker
 from test_bad_input import dead_letters, item, resident_bytes, users_with_lists
 
 CODECS = ["gzip", "snappy", "lz4", "zstd"]
@@ -21,13 +18,6 @@ MAX_WORKER_BYTES = 500 * 2**20
 BOMB_BYTES = {"gzip": 400, "snappy": 18, "lz4": 200, "zstd": 500}
 KEY = b"visitor"
 AT = (murmur2(KEY) & 0x7FFFFFFF) % PARTITIONS
-
-
-@pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
-    yield engine
-    engine.close()
 
 
 async def send_bomb(engine: Engine, name: str, codec: str, partition: int) -> tuple[int, int]:

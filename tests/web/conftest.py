@@ -8,16 +8,14 @@ from pathlib import Path
 import browser
 import pytest
 from engine import Engine
-from kafka_cluster import Broker
 from page_process import PageProcess, fill
 
 
 @pytest.fixture
-def engine(kafka: Broker, prefix: str, tmp_path: Path) -> Iterator[Engine]:
-    engine = Engine(kafka.bootstrap, prefix, tmp_path)
+def engine(engine: Engine) -> Engine:
+    """The engine that all tests have, with something to be seen."""
     fill(engine)
-    yield engine
-    engine.close()
+    return engine
 
 
 @pytest.fixture
