@@ -90,7 +90,7 @@ class LogFold:
         if self._knows(user, fields["event_id"]):
             return
         self._newest_ms[user] = max(self._newest_ms.get(user, 0), time_ms)
-        self._remember(user, fields["event_id"], time_ms)
+        self._remember(user, fields["event_id"], fields["event_time"])
         self._item_of[_hash(fields["item_id"], 8)] = fields["item_id"]
         entry = HistoryEntry(time_ms, record.offset, 0, fields["item_id"], fields["type"])
         weight = round(16 * role.weight) if role.role == "positive" else 0
@@ -151,7 +151,7 @@ class LogFold:
             (record.offset, _UNNAMED + taken[at : at + 8].hex()) for at in range(0, len(taken), 8)
         )
         for hashed, time_ms in _SEEN.iter_unpack(base64.b64decode(fields.get("ids", ""))):
-            self._remember(user, hashed.hex(), min(time_ms, record.timestamp))
+            self._remember(user, hashed.hex(), time_ms)
 
     def _take_control(self, fields: dict[str, Any], record: Any) -> None:
         user = (fields.get("tenant", "default"), True, fields["user_id"])

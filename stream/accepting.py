@@ -15,6 +15,7 @@ from stream.events import WISHES, UserEvent, Wish
 from stream.folded_batch import FoldedBatch
 from stream.history import key_beginning
 from stream.rekeyed import Misrouted
+from stream.row_codec import LATEST_MS
 from stream.settings import Settings
 
 
@@ -42,7 +43,7 @@ class Acceptor:
         None where that does not hold for all of them; then each is looked at.
         """
         events: list[UserEvent] = decoded.events  # type: ignore[assignment]  # with times, see below
-        if decoded.times_ms is None or not events:
+        if decoded.times_ms is None or decoded.said_ms is None or not events:
             return None
         keys: list[bytes] = [record.key for record in decoded.records]  # type: ignore[misc]
         tenants = {event.tenant for event in events}
@@ -57,6 +58,7 @@ class Acceptor:
             list(map(self._counting.__getitem__, types)),
             _offsets(decoded.records),
             decoded.times_ms,
+            decoded.said_ms,
             keys,
             key_beginning(tenants.pop(), True),
             has_wishes=False,
@@ -83,16 +85,15 @@ class Acceptor:
                 events.append(event)
                 kinds.append(kind)
                 keys.append(key_beginning(event.tenant, is_known) + key)
-        times_ms = [
-            min(event.event_time, record.timestamp)
-            for event, record in zip(events, records, strict=True)
-        ]
+        said_ms = np.array([min(e.event_time, LATEST_MS) for e in events], dtype=np.int64)
+        sent_ms = np.array([record.timestamp for record in records], dtype=np.int64)
         return AcceptedEvents(
             records,
             events,
             kinds,
             _offsets(records),
-            np.array(times_ms, dtype=np.int64),
+            np.minimum(said_ms, sent_ms),
+            said_ms,
             keys,
             b"",
             has_wishes=CONTROL in kinds,

@@ -32,6 +32,7 @@ from stream.events import (
 )
 from stream.history import hash32
 from stream.merge import part_refusal
+from stream.row_codec import LATEST_MS
 from stream.settings import Settings
 
 
@@ -90,7 +91,8 @@ def kinds_of(settings: Settings) -> dict[str, Kind]:
 class Decoded:
     """What is in records: events beside the records they came in, and reasons for dead letters.
 
-    `times_ms`: [N] the events' times, none after its record's; None where they were not worked out.
+    `times_ms`: [N] the events' times, none after its record's; `said_ms`: [N] as producers gave
+    them. None where they were not worked out.
     Then any of the events may be a wish, otherwise none is.
     """
 
@@ -98,6 +100,7 @@ class Decoded:
     events: list[UserEvent | Wish] = field(default_factory=list)
     refused: list[tuple[Record, str]] = field(default_factory=list)
     times_ms: NDArray[np.int64] | None = None
+    said_ms: NDArray[np.int64] | None = None
 
 
 class EventDecoder:
@@ -150,8 +153,8 @@ class EventDecoder:
             return None
         if len(events) != len(values) or not self._are_good(events):
             return None
-        times_ms = self._times_ms(events, records)
-        return None if times_ms is None else Decoded(list(records), list(events), [], times_ms)
+        times = self._times(events, records)
+        return None if times is None else Decoded(list(records), list(events), [], *times)
 
     def _are_good(self, events: list[UncheckedUserEvent]) -> bool:
         """Whether `decode` would refuse none for what is in it, by what was seen of others."""
@@ -164,18 +167,19 @@ class EventDecoder:
             [event.item_id is UNSET and event.type in self._about_items for event in events]
         )
 
-    def _times_ms(
+    def _times(
         self, events: list[UncheckedUserEvent], records: Sequence[Record]
-    ) -> NDArray[np.int64] | None:
-        """[N] the events' times, none after its record's; None where one is too far after it."""
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """`times_ms` and `said_ms` of Decoded; None where one is too far after its record's."""
         try:
-            times_ms = np.array([event.event_time for event in events], dtype=np.int64)
+            said_ms = np.array([event.event_time for event in events], dtype=np.int64)
         except OverflowError:
             return None
         sent_ms = np.array([record.timestamp for record in records], dtype=np.int64)
-        if (times_ms > sent_ms + min(self._settings.max_future_ms, LONGEST_MS)).any():
+        latest_ms = sent_ms + min(self._settings.max_future_ms, LONGEST_MS)
+        if (said_ms > np.minimum(latest_ms, LATEST_MS)).any():
             return None
-        return np.minimum(times_ms, sent_ms)
+        return np.minimum(said_ms, sent_ms), said_ms
 
     def decode(self, record: Record) -> UserEvent | Wish | str:
         """The record's event, or why it is refused."""

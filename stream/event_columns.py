@@ -35,6 +35,7 @@ Places = NDArray[np.int64]
 class AcceptedEvents:
     """N valid events of one partition, entry by entry, in the order of their offsets.
 
+    `times_ms`: none after its record's; `said_ms`: as their producers gave them.
     `key_beginning` and an entry of `keys` together are the key of the row that an event changes.
     """
 
@@ -43,6 +44,7 @@ class AcceptedEvents:
     kinds: list[Kind]
     offsets: NDArray[np.int64]
     times_ms: NDArray[np.int64]
+    said_ms: NDArray[np.int64]
     keys: list[bytes]
     key_beginning: bytes
     has_wishes: bool
@@ -138,11 +140,12 @@ def _laid_out(
 ) -> KeptEvents:
     """The events at these places, or all of them."""
     events: list[UserEvent] = accepted.events  # type: ignore[assignment]  # only such are kept
-    kinds, offsets, times_ms = accepted.kinds, accepted.offsets, accepted.times_ms
+    kinds, offsets = accepted.kinds, accepted.offsets
+    times_ms, said_ms = accepted.times_ms, accepted.said_ms
     if places is not None:
         at = places.tolist()
         events, kinds = [events[place] for place in at], [kinds[place] for place in at]
-        offsets, times_ms = offsets[places], times_ms[places]
+        offsets, times_ms, said_ms = offsets[places], times_ms[places], said_ms[places]
     items: list[str] = [event.item_id for event in events]  # type: ignore[misc]  # none without
     packed = np.empty(len(events), dtype=EVENT)
     packed["item"] = np.fromiter(hashes_of(items), np.uint64, len(events))
@@ -155,7 +158,7 @@ def _laid_out(
     ids = np.empty(len(events), dtype=RING_ENTRY)
     hashes = [xxh3_64_intdigest(event.event_id.encode()) for event in events]
     ids["hash"] = np.fromiter(hashes, np.uint64, len(events))
-    ids["time_ms"] = times_ms
+    ids["time_ms"] = said_ms
     weights = _of_kinds(kinds, lambda kind: kind.weight)
     return KeptEvents(
         items, offsets, times_ms, weights, order, packed.take(order), ids.take(order), bounds
@@ -192,7 +195,7 @@ def session_hash(session_id: str | UnsetType) -> int:
 def _out_of_order(users: Places, kept: KeptEvents) -> Places:
     """Users of [K] events whose times fall, or who have an id twice."""
     is_same = users[1:] == users[:-1]
-    times_ms, hashes = kept.ids["time_ms"], kept.ids["hash"].astype(np.uint64)
+    times_ms, hashes = kept.packed["time_ms"], kept.ids["hash"].astype(np.uint64)
     falls = is_same & (times_ms[1:] < times_ms[:-1])
     order = np.lexsort((hashes, users))
     hashes = hashes[order]

@@ -92,6 +92,7 @@ class HistoryEvent(NamedTuple):
     value: float = float("nan")
     portion: float = float("nan")
     session: int = 0
+    said_ms: int = 0  # the time that its producer gave it, where that is after `time_ms`
 
 
 class UserRow:
@@ -255,7 +256,7 @@ class UserRow:
         Returns: hashes of the up to CHAIN_DEPTH items before it, newest first; 0 for those that
         came with a merged user.
         """
-        event_hash, item, time_ms, offset, kind, value, portion, session = event
+        event_hash, item, time_ms, offset, kind, value, portion, session, said_ms = event
         packed = EVENT_STRUCT.pack(item, time_ms, offset, value, portion, session, kind)
         events = self.events
         at = len(events)
@@ -270,7 +271,7 @@ class UserRow:
         self.applied_offset = offset
         if len(self.events) > limits.max_history * EVENT_BYTES:
             self._drop_oldest(limits)
-        self.remember(event_hash, time_ms, limits)
+        self.remember(event_hash, max(time_ms, said_ms), limits)
         return _links_before(events, at)
 
     def take_over(self, events: NDArray[np.void], taken: bytes, limits: RowLimits) -> None:
@@ -292,7 +293,8 @@ class UserRow:
         """Put an event id in the ring, and drop the oldest ones that it need not know any more.
 
         It keeps the newest `dedupe_ring` ids. Of these those at its beginning go whose events would
-        be too late by now: were they sent again, they would not be folded anyway.
+        be too late by now: were they sent again, they would not be folded anyway. So `time_ms` is
+        what the producer said: sent again, an event from ahead is set back to a later record's.
         """
         ring = self.ring + RING_ENTRY_STRUCT.pack(event_hash, time_ms)
         self.ring = ring_at(ring, self.newest_ms, limits)

@@ -13,8 +13,8 @@ row folds each id once. A part whose user was deleted, has opted out or had the 
 the merge was asked for is passed over.
 
 Whoever may write to user-events may send such records, too. They can do no more than the user's own
-events and control events could: columns are checked, times set back to that of the record, and an
-anonymous user's events can be taken away by a `user_merge` as well.
+events and control events could: columns are checked, times of events set back to that of the
+record, and an anonymous user's events can be taken away by a `user_merge` as well.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from stream.row_codec import (
     EVENT,
     EVENT_BYTES,
     HASH_BYTES,
+    LATEST_MS,
     MERGED_OFFSET,
     RING_ENTRY_BYTES,
     RING_ENTRY_STRUCT,
@@ -181,7 +182,7 @@ def _take_over(row: UserRow, part: MergePart, turn: Turn, limits: RowLimits) -> 
     events["offset"] = MERGED_OFFSET
     row.take_over(events, part.taken, limits)
     for hashed, id_ms in RING_ENTRY_STRUCT.iter_unpack(part.ids):
-        row.remember(hashed, min(id_ms, turn.sent_ms), limits)
+        row.remember(hashed, min(id_ms, LATEST_MS), limits)
     row.remember(id_hash(part.event_id), max(turn.time_ms, row.newest_ms), limits)
     row.served = b""  # so that the next list is sent, however much it is like the last one
 

@@ -63,10 +63,13 @@ EVENT_BYTES = EVENT_STRUCT.size
 #: One thing that is not to be listed: kind, hash of its name, time in ms at which this ends.
 FILTER = struct.Struct("<Q8sq")
 HASH_BYTES = 8
-#: An entry of the ring: hash of an event id, as XXH3 writes it, and the event's time in ms.
+#: An entry of the ring: hash of an event id, as XXH3 writes it, and the event's time in ms as its
+#: producer gave it.
 RING_ENTRY = np.dtype([("hash", ">u8"), ("time_ms", "<i8")])
 RING_ENTRY_STRUCT = struct.Struct("<8sq")
 RING_ENTRY_BYTES = RING_ENTRY_STRUCT.size
+#: The latest time in the ring, whatever a producer says.
+LATEST_MS = 2**62
 #: Stands for the time of an id of which none was kept: such an entry leaves the ring by count.
 UNTIMED = (2**63 - 1).to_bytes(8, "little")
 #: Bits of a header's flags: a list of this user is postponed; the ring holds ids of versions 1, 2.

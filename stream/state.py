@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from export.statistics import CHAIN_DEPTH
 from stream.accepting import Acceptor, misrouted
 from stream.control import asks_for_list, takes_interests_away, takes_list_away
-from stream.decoding import Kind, Record
+from stream.decoding import Record
 from stream.deltas import DeltaBuilder
 from stream.event_columns import (
     AcceptedEvents,
@@ -277,7 +277,7 @@ class Folder:
             elif skips_replays and self._came_before(event, offset, user, batch):
                 counts["duplicates"] += 1
             else:
-                kept = self._history_event(event, time_ms, offset, kind)
+                kept = self._history_event(event, events, at)
                 previous = row.fold(kept, self._limits)
                 deltas.add(event.item_id or "", kept, previous, kind.weight)
 
@@ -332,19 +332,18 @@ class Folder:
             user.is_no_longer_due()
             batch.no_list.append(user)
 
-    def _history_event(
-        self, event: UserEvent, time_ms: int, offset: int, kind: Kind
-    ) -> HistoryEvent:
+    def _history_event(self, event: UserEvent, events: AcceptedEvents, at: int) -> HistoryEvent:
         (item,) = self._hashes_of([event.item_id or ""])  # never empty: refused without one
         return HistoryEvent(
             id_hash(event.event_id),
             item,
-            time_ms,
-            offset,
-            kind.hash,
+            int(events.times_ms[at]),
+            int(events.offsets[at]),
+            events.kinds[at].hash,
             nan_if_unset(event.value),
             nan_if_unset(event.portion),
             session_hash(event.session_id),
+            int(events.said_ms[at]),
         )
 
 

@@ -90,7 +90,8 @@ class StoredRows:
             & (first_offsets > np.maximum(headers["applied_offset"], headers["silent_until"]))
         )
         has_kept = kept.counts > 0
-        first_ms = kept.ids["time_ms"].take(kept.bounds[:-1], mode="clip") if len(kept.ids) else 0
+        times_ms = kept.packed["time_ms"]
+        first_ms = times_ms.take(kept.bounds[:-1], mode="clip") if len(times_ms) else 0
         is_ordinary &= ~has_kept | (first_ms >= headers["newest_ms"])
         self._leave_out_known(is_ordinary, has_kept, kept)
         return is_ordinary
@@ -195,8 +196,8 @@ class StoredRows:
         counts = kept.counts
         headers["applied_offset"] = columns.all.offsets[columns.order[columns.bounds[1:] - 1]]
         headers["events_total"] += counts.astype(np.uint32)
-        if len(kept.ids):
-            last_ms = kept.ids["time_ms"].take(kept.bounds[1:] - 1, mode="clip")
+        if len(kept.packed):
+            last_ms = kept.packed["time_ms"].take(kept.bounds[1:] - 1, mode="clip")
             headers["newest_ms"] = np.where(counts > 0, last_ms, headers["newest_ms"])
         return headers
 

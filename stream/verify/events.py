@@ -31,6 +31,8 @@ from stream.verify.merges import (
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _SCENARIO = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+#: Rows know an id at this time at the latest.
+LATEST_MS = 2**62
 _MAX_FLOAT32 = 3.4028234663852886e38
 
 
@@ -48,6 +50,7 @@ class Event:
     session_id: str | None
     role: EventRole
     makes_due: bool
+    said_ms: int  # the time that its producer gave it
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class EventRules:
             fields.get("session_id"),
             role,
             role.refreshes and fields.get("scenario", "home") == "home",
+            min(fields["event_time"], LATEST_MS),
         )
 
     def _wish(self, fields: dict[str, Any], key: bytes, record: Any) -> Judged | SentOn:

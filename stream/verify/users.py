@@ -12,7 +12,7 @@ from typing import NamedTuple
 import xxhash
 
 from stream.settings import Settings
-from stream.verify.events import Control, Event, Judged
+from stream.verify.events import LATEST_MS, Control, Event, Judged
 from stream.verify.merges import Given, MergePart, MergeRequest, Merges, request_id
 
 _HISTORY_EVENT = struct.Struct("<QqqffII")
@@ -159,7 +159,7 @@ class ExpectedState:
         user.taken_ever.add(item)
         user.events_total += 1
         user.newest_ms = max(user.newest_ms, event.time_ms)
-        self._remember_id(user, event.event_id, event.time_ms)
+        self._remember_id(user, event.event_id, event.said_ms)
         self.newest_ms = max(self.newest_ms, event.time_ms)
         weight = round(event.role.weight * _SIXTEENTHS) if event.role.role == "positive" else 0
         self.deltas[partition, offset] = Delta(event.item_id, previous, event.time_ms, weight)
@@ -241,7 +241,7 @@ class ExpectedState:
         taken = [*part.taken, *(packed[:8] for packed in part.events)]
         user.taken_ever |= {int.from_bytes(item, "little") for item in taken}
         for hashed, time_ms in part.ids:
-            self._remember(user, SeenId(hashed, min(time_ms, part.sent_ms)))
+            self._remember(user, SeenId(hashed, min(time_ms, LATEST_MS)))
         self._remember_id(user, part.event_id, max(part.time_ms, user.newest_ms))
         user.shown_nothing_offset = offset
 
