@@ -19,9 +19,10 @@ from stream.guards import ALL_GUARDS, Guards
 from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.fencing import LoopGuard
+from stream.kafka.own_rows import postponed_row
 from stream.kafka.producer import Delivery, Headers, KeyValue
 from stream.kafka.stream import BatchStream
-from stream.kafka.table import RowTable, postponed_row
+from stream.kafka.table import RowTable
 from stream.kafka.watchdog import STUCK_END_S, ProgressWatchdog
 from stream.kafka.wiring import (
     BrokerLimits,
@@ -101,6 +102,7 @@ def build_worker(
         STATE_TABLE,
         partitions=settings.partitions,
         block_cache_bytes=settings.block_cache_bytes,
+        write_buffer_bytes=settings.write_buffer_bytes,
         topics=marks,
     )
     origin = Origin(table, marks, found.lists_ends)

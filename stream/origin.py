@@ -14,7 +14,7 @@ from typing import Protocol
 from stream.history import source_fingerprint
 from stream.kafka.fencing import end_process
 from stream.kafka.marks import FOREIGN_EXIT_CODE, ForeignStateError, SourceMark, TopicMarks
-from stream.kafka.table import Row, source_row
+from stream.kafka.own_rows import Row, source_row
 from stream.settings import Settings
 from stream.topics import FoundTopics, state_changelog
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,7 @@ class Backlog:
 
 
 class RefreshControl:
-    """Keeps the lists of one worker that wait; `iter_rows` finds those of before its start.
+    """Keeps the lists of one worker that wait; `rows_after` finds those of before its start.
 
     `can_list` tells whether there is anything to list: before the first event nothing is.
     """
@@ -85,7 +85,7 @@ class RefreshControl:
     def __init__(
         self,
         settings: Settings,
-        iter_rows: RowsAfter,
+        rows_after: RowsAfter,
         fingerprint: int,
         can_list: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
@@ -94,16 +94,16 @@ class RefreshControl:
         self._debounce_ms = settings.refresh_debounce_ms
         self._min_change = settings.refresh_min_change
         self._lifetime_ms = settings.list_lifetime_ms
-        self._iter_rows = iter_rows
+        self._rows_after = rows_after
         self._fingerprint = fingerprint
         self._can_list = can_list
         self._clock = clock
         self._waiting = WaitingLists()
-        self._expiring = ExpiringLists(settings, iter_rows, fingerprint, clock)
+        self._expiring = ExpiringLists(settings, rows_after, fingerprint, clock)
         self._seeks_expired = False
         #: Partitions whose rows may tell of lists that are not in `_waiting`.
         self._unscanned: set[int] = set()
-        self._scan: tuple[int, Iterator[tuple[bytes, bytes]]] | None = None
+        self._scan: tuple[int, bytes | None] | None = None  # partition, and the last key seen
         #: What the table says: partitions that have postponed lists.
         self._flagged: set[int] = set()
 
@@ -217,16 +217,14 @@ class RefreshControl:
         if self._scan is None:
             if len(self._waiting) or not self._unscanned:
                 return
-            partition = self._unscanned.pop()
-            self._scan = partition, self._iter_rows(partition, None)
-        partition, rows = self._scan
-        chunk = list(itertools.islice(rows, _SCANNED_ROWS))
+            self._scan = self._unscanned.pop(), None
+        partition, after = self._scan
+        chunk = list(itertools.islice(self._rows_after(partition, after), _SCANNED_ROWS))
         for key, data in chunk:
             if is_postponed(data) and self._waiting.get(key) is None:
                 row = UserRow.decode(data, self._fingerprint)
                 self._wait(TouchedUser.of_row(key, partition, row), 0.0)
-        if not chunk:
-            self._scan = None
+        self._scan = (partition, chunk[-1][0]) if chunk else None
 
     def _not_before_s(self, user: TouchedUser, waiting: Waiting | None, now_s: float) -> float:
         """When a due list may be ranked: its user's last one may be too young."""

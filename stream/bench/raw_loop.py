@@ -26,13 +26,13 @@ from msgspec import Struct
 
 from stream.history import RowLimits, row_key
 from stream.kafka.consumer_thread import LONG_POLL_MS
+from stream.kafka.own_rows import source_row
 from stream.kafka.producer import MAX_BATCH_BYTES
-from stream.kafka.table import (
+from stream.kafka.row_store import (
     BLOCK_CACHE_BYTES,
-    BLOOM_BITS,
-    MAX_OPEN_FILES,
     WRITE_BUFFER_BYTES,
-    source_row,
+    open_rows,
+    row_buffers,
 )
 from stream.row_codec import EVENT_BYTES, HASH_BYTES, HEADER, RING_ENTRY_BYTES
 
@@ -83,6 +83,8 @@ class RawRows:
     def __init__(self, plan: RawPlan) -> None:
         self._folder = Path(plan.data_dir)
         self._ring_records = plan.ring_records
+        self._cache = rocksdict.Cache(BLOCK_CACHE_BYTES)
+        self._buffers = row_buffers(WRITE_BUFFER_BYTES)
         self._databases: dict[int, Any] = {}
 
     def changed(self, partition: int, users: list[bytes], last_offset: int) -> list[Row]:
@@ -119,17 +121,8 @@ class RawRows:
 
     def _database(self, partition: int) -> Any:
         if partition not in self._databases:
-            blocks = rocksdict.BlockBasedOptions()
-            blocks.set_block_cache(rocksdict.Cache(BLOCK_CACHE_BYTES))
-            blocks.set_bloom_filter(BLOOM_BITS, False)
-            options = rocksdict.Options(raw_mode=True)
-            options.create_if_missing(True)
-            options.set_block_based_table_factory(blocks)
-            options.set_max_open_files(MAX_OPEN_FILES)
-            options.set_write_buffer_size(WRITE_BUFFER_BYTES)
-            options.set_max_write_buffer_number(2)
             path = self._folder / f"{partition}.db"
-            self._databases[partition] = rocksdict.Rdict(str(path), options=options)
+            self._databases[partition] = open_rows(path, self._cache, self._buffers)
         return self._databases[partition]
 
 

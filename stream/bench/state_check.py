@@ -20,7 +20,7 @@ from stream.bench.raw_loop import count_in
 from stream.bench.topics import read_topic
 from stream.bench.workload import user_id
 from stream.history import UserRow, row_key
-from stream.kafka.table import CHANGELOG_KEY, FENCE_KEY, OFFSET_KEY, POSTPONED_KEY, SOURCE_KEY
+from stream.kafka.own_rows import CHANGELOG_KEY, FENCE_KEY, OFFSET_KEY, POSTPONED_KEY, SOURCE_KEY
 from stream.settings import Settings
 from stream.statistics import DeltaRecord
 from stream.topics import state_changelog

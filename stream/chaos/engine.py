@@ -25,6 +25,8 @@ from stream.verify.topics import KafkaLog
 #: A worker that is silent for so long is out of the group.
 SESSION_S = 4.0
 _PARTITIONS = 4
+#: Small, so that rows come to files all the time: there a full disk and damage are met.
+_WRITE_BUFFER_BYTES = 512 * 1024
 _PATIENCE_S = 180.0
 _POSTPONED_KEY = b"\x00postponed"
 
@@ -57,6 +59,7 @@ class Engine:
             session_timeout_s=SESSION_S,
             commit_interval_s=0.3,
             snapshot_interval_s=1.0,
+            write_buffer_bytes=_WRITE_BUFFER_BYTES,
             list_length=10,
         )
         self.settings = msgspec.structs.replace(plain, **changes)

@@ -170,10 +170,10 @@ def _damaged(harm: Callable[[Path, random.Random], Path], scene: Scene) -> bool:
     worker = scene.any_worker()
     has_struck = scene.aim(worker)
     worker.kill()
-    if not damage.table_files(worker.data_dir):  # all rows are in the write-ahead log: open it once
+    if not damage.table_files(worker.data_dir):  # all rows were in memory: an end in order
         worker.start()
         worker.wait_until_at_work(_AIM_PATIENCE_S)
-        worker.kill()
+        worker.stop()
     if not damage.table_files(worker.data_dir):
         worker.start()
         return False

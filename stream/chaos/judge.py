@@ -18,6 +18,7 @@ from stream.verify.users import ExpectedState
 
 _LISTS = "newest lists"
 _ROWS = "rows in the changelog"
+_DISK = "rows on disk"
 _OWN_KEYS = b"\x00"
 #: How RocksDB's errors begin: a block is damaged, a file is missing.
 _DAMAGES = ("Corruption", "IO error: No such file")
@@ -34,6 +35,7 @@ def judge(engine: Engine, acknowledged: int) -> Verdict:
         events=acknowledged,
         users=checks[_ROWS].checked,
         lists=checks[_LISTS].checked,
+        rows_on_disk=checks[_DISK].checked,
         missing_in_log=engine.missing_events(acknowledged),
         lost=sum(check.lost for check in others),
         applied_twice=sum(check.twice for check in report.checks),

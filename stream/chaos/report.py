@@ -26,12 +26,13 @@ class Injected:
 
 @dataclass(slots=True)
 class Verdict:
-    """What the checker found in the end. All counts but the first four must be 0."""
+    """What the checker found in the end. All counts but the first five must be 0."""
 
     events: int = 0  # sent and acknowledged
     records: int = 0  # in the log, all that were sent twice or under a wrong key included
     users: int = 0
     lists: int = 0
+    rows_on_disk: int = 0  # of workers, that could be compared with the changelog
     missing_in_log: int = 0  # events that the brokers have acknowledged and lost
     lost: int = 0
     applied_twice: int = 0
@@ -52,6 +53,7 @@ class Verdict:
             or self.users_not_exact
             or self.lists_missing
             or self.stale_writes
+            or (self.users and not self.rows_on_disk)  # then no disk was looked at
         )
 
 
@@ -158,6 +160,7 @@ class ChaosReport:
             "users exact": f"{exact:,} of {verdict.users:,}",
             "lists missing": f"{verdict.lists_missing} of {verdict.lists:,}",
             "stale writes": f"{verdict.stale_writes}",
+            "rows on disk": f"{verdict.rows_on_disk:,} compared",
             "longest unavailability": f"{self.longest_s:.1f} s",
             "workers ended by themselves": ends or "none",
             "seed, nodes, workers": f"{self.seed}, {self.nodes}, {self.workers}",

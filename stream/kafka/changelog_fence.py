@@ -32,8 +32,8 @@ from stream.kafka.epochs import (
     NoEpochError,
     ProducerEpoch,
 )
+from stream.kafka.own_rows import fence_row
 from stream.kafka.producer import BatchProducer
-from stream.kafka.table import fence_row
 
 logger = logging.getLogger(__name__)
 

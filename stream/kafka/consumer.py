@@ -25,8 +25,8 @@ from stream.kafka.batches import BatchOptions, BatchOptionsError, RecordBatch, e
 from stream.kafka.consumer_thread import BatchConsumerThread
 from stream.kafka.continuity import Continuity
 from stream.kafka.restore import (
+    begin_from_disk,
     begin_recovery,
-    drop_if_ahead,
     pass_over,
     restore,
     restored_offsets,
@@ -282,7 +282,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         fenced_at = await fence(rows) if rows and fence is not None else {}
         ends: dict[TP, int] = await super().highwaters(*partitions)
         for tp in rows:
-            drop_if_ahead(tables, tp, fenced_at.get(tp, ends[tp]))
+            begin_from_disk(tables, tp, fenced_at.get(tp, ends[tp]))
         for tp, offset in fenced_at.items():
             pass_over(tables, tp, offset)
         return ends
@@ -294,7 +294,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         )
         if standbys:
             for tp, end in (await super().highwaters(*standbys)).items():
-                drop_if_ahead(self.app.tables, tp, end)
+                begin_from_disk(self.app.tables, tp, end)
         begins: dict[TP, int] = await super().earliest_offsets(*partitions)
         return begins
 

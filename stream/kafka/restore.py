@@ -24,6 +24,9 @@ from stream.kafka.table import RowTable
 #: more there are, the more of them are older rows of a key, which need not be written.
 RESTORE_ROWS = 2048
 
+#: The offset that Faust takes for no row at all. None would do as well until it is first compared.
+_NOTHING = -1
+
 
 class RecoveryTimeoutError(DriftlineError):
     """A step of a recovery took too long."""
@@ -85,20 +88,27 @@ def begin_recovery(tables: TableManager) -> None:
     tables.recovery.signal_recovery_end.clear()
 
 
-def drop_if_ahead(tables: TableManager, tp: TP, end: int) -> None:
-    """Drop a copy on disk that has rows beyond the offset at which its changelog ended.
+def begin_from_disk(tables: TableManager, tp: TP, end: int) -> None:
+    """Have a recovery go on from where the copy on disk stands, and from nowhere else.
 
-    The brokers have lost them, as where all lose power before the rows are on their disks. Who
-    takes the partition next, without this copy, would not have them; so they are folded again.
+    What Faust knows of it may be of an earlier assignment, of a copy that was dropped since: rows
+    before that would be missing for good. A copy that has rows beyond the offset at which its
+    changelog ended is dropped: the brokers have lost them, as where all lose power before the rows
+    are on their disks. Who takes the partition next, without this copy, would not have them; so
+    they are folded again.
     """
     offsets = restored_offsets(tables, tp)
-    applied = None if offsets is None else offsets.get(tp)
-    if offsets is not None and applied is not None and applied >= end:
-        table: RowTable = tables._changelogs[tp.topic]
+    if offsets is None:
+        return
+    table: RowTable = tables._changelogs[tp.topic]
+    found: int | None = table.persisted_offset(tp)
+    applied = _NOTHING if found is None else found
+    if applied >= end:
         table.drop(
             tp.partition, f"it has rows up to {applied}, which its changelog has lost from {end} on"
         )
-        offsets[tp] = None
+        applied = _NOTHING
+    offsets[tp] = applied
 
 
 def pass_over(tables: TableManager, tp: TP, offset: int) -> None:

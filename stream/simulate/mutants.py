@@ -12,7 +12,7 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from faust.types import TP
 
@@ -27,12 +27,13 @@ from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.consumer import BatchConsumer
 from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import LoopGuard
+from stream.kafka.own_rows import OFFSET_KEY, SOURCE_KEY
 from stream.kafka.stream import BatchStream
-from stream.kafka.table import OFFSET_KEY, SOURCE_KEY, RowTable
+from stream.kafka.table import RowTable
 from stream.outbox import Outbox, Sent
 from stream.refresh_control import RefreshControl
 from stream.rekeyed import Originals
-from stream.simulate.store import SimulatedStore
+from stream.simulate.store import SimulatedStore, SimulatedTable
 from stream.storing import BatchEnd, Storing
 
 #: Owner, name, and what stands in its place.
@@ -93,8 +94,9 @@ def _store_before_changelog() -> list[Patch]:
     async def _send_rows(self: Storing, end: BatchEnd) -> Sent:
         self._steps.reached("write")
         for partition, rows in end.changes.items():
-            position = self._rows.data.persisted_offset(partition)  # type: ignore[attr-defined]
-            self._rows.write(partition, rows, max(position, 0))
+            table = cast(SimulatedTable, self._rows)
+            position = table.persisted_offset(TP(table.changelog_topic_name, partition))
+            self._rows.write(partition, rows, position or 0)
         return await right(self, end)
 
     return [(Storing, "_send_rows", _send_rows)]
@@ -223,7 +225,7 @@ def _former_recovery_counts() -> list[Patch]:
 
 
 def _ahead_is_taken() -> list[Patch]:
-    return [(consumer, "drop_if_ahead", lambda tables, tp, end: None)]
+    return [(consumer, "begin_from_disk", lambda tables, tp, end: None)]
 
 
 def _renew_blindly() -> list[Patch]:

@@ -1,8 +1,8 @@
 """A disk in memory under the worker's own table: what RocksDB promises, and no more.
 
-A write batch is there whole or not at all. It survives the death of the process, as it is in the
-operating system's memory then; RocksDB syncs its log only now and then, so the death of the machine
-takes the newest batches with it, but never an older one without all newer.
+A write batch is there whole or not at all. RocksDB writes files only now and then, or as it is
+closed, and keeps no log here: the death of the process takes the newest batches with it, but never
+an older one without all newer.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import contextlib
 import random
 from collections.abc import Iterable, Sequence
 
-from stream.kafka.table import OFFSET_KEY, Row, RowTable
+from faust.types import TP
 
-#: Write batches after which the log is synced, in the mean.
-SYNC_EVERY = 8
+from stream.kafka.own_rows import OFFSET_KEY, Row
+from stream.kafka.table import RowTable
+
+#: Write batches after which a file is written, in the mean.
+FLUSH_EVERY = 8
 
 
 class Disk:
@@ -23,7 +26,7 @@ class Disk:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._written: dict[int, list[dict[bytes, bytes | None]]] = {}
-        self._synced: dict[int, int] = {}
+        self._flushed: dict[int, int] = {}
 
     def rows(self, partition: int) -> dict[bytes, bytes]:
         """All rows of a partition."""
@@ -40,24 +43,29 @@ class Disk:
         """One write batch."""
         batches = self._written.setdefault(partition, [])
         batches.append(batch)
-        if self._rng.randrange(SYNC_EVERY) == 0:
-            self._synced[partition] = len(batches)
+        if self._rng.randrange(FLUSH_EVERY) == 0:
+            self._flushed[partition] = len(batches)
 
-    def lose_power(self) -> None:
-        """The machine dies: a part of what was not synced is gone, the newest first."""
+    def flush(self, partition: int) -> None:
+        """All of a partition comes into files."""
+        self._flushed[partition] = len(self._written.get(partition, ()))
+
+    def lose_unflushed(self) -> None:
+        """The process dies: a part of what was in no file is gone, the newest first."""
         for partition, batches in self._written.items():
-            kept = self._rng.randint(self._synced.get(partition, 0), len(batches))
+            kept = self._rng.randint(self._flushed.get(partition, 0), len(batches))
             del batches[kept:]
+            self._flushed[partition] = kept
 
     def drop(self, partition: int) -> None:
         """A partition is gone."""
         self._written.pop(partition, None)
-        self._synced.pop(partition, None)
+        self._flushed.pop(partition, None)
 
     def wipe(self) -> None:
         """Everything is gone."""
         self._written.clear()
-        self._synced.clear()
+        self._flushed.clear()
 
 
 class Database:
@@ -76,12 +84,12 @@ class Database:
                 self.rows[key] = value
 
     def items(self, from_key: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:
-        rows = self.rows.items()
+        rows = sorted(self.rows.items())
         return [(key, value) for key, value in rows if from_key is None or key >= from_key]
 
 
 class SimulatedStore:
-    """In the place of the worker's RowStore; `close` as the process ends."""
+    """In the place of the worker's RowStore."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -108,9 +116,10 @@ class SimulatedStore:
         """This disk forgets, but damages nothing."""
         return contextlib.nullcontext()
 
-    def persisted_offset(self, partition: int) -> int:
-        """The changelog offset that the rows stand at; -1: none."""
-        return int(self.db(partition).rows.get(OFFSET_KEY, b"-1"))
+    def persisted_offset(self, tp: TP) -> int | None:
+        """The changelog offset that the rows stand at; None: there are none."""
+        offset = self.db(tp.partition).rows.get(OFFSET_KEY)
+        return None if offset is None else int(offset)
 
     def drop(self, partition: int, reason: str) -> None:
         """As the worker's RowStore; nobody looks at what is set aside."""
@@ -120,7 +129,13 @@ class SimulatedStore:
     def revoke(self, partitions: Iterable[int]) -> None:
         """Close databases of partitions that others have now."""
         for partition in partitions:
-            self._open.pop(partition, None)
+            if self._open.pop(partition, None) is not None:
+                self._disk.flush(partition)
+
+    def die(self) -> None:
+        """The process ends without closing anything."""
+        self.is_closed = True
+        self._disk.lose_unflushed()
 
 
 class SimulatedTable(RowTable):

@@ -23,7 +23,7 @@ from stream.guards import Guards
 from stream.kafka.batches import BatchOptions
 from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.fencing import TICKS_PER_PAUSE, LoopGuard
-from stream.kafka.table import postponed_row, source_row
+from stream.kafka.own_rows import postponed_row, source_row
 from stream.live import LiveParts
 from stream.refresh_control import RefreshControl
 from stream.refused import RefusingFolder
@@ -136,7 +136,7 @@ class SimulatedWorker:
             self.ended_because = why
             self.host.is_dead = True
             self.link.die()
-            self.table.data.is_closed = True
+            self.table.data.die()
 
     def stand_still(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT later: its handler runs before anything else."""
@@ -347,9 +347,7 @@ class SimulatedWorker:
         recovery, consumer = self._app.tables.recovery, self.consumer
         changelogs = {tp for tp in assigned if tp.topic == self._changelog}
         recovery.active_tps = changelogs
-        recovery.active_offsets = {
-            tp: self.table.data.persisted_offset(tp.partition) for tp in changelogs
-        }
+        recovery.active_offsets = {tp: self.table.persisted_offset(tp) for tp in changelogs}
         recovery.ends = await consumer.highwaters(*sorted(changelogs))
         for tp, applied in recovery.active_offsets.items():
             recovery.active_offsets[tp] = -1 if applied is None else applied

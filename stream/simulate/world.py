@@ -38,7 +38,7 @@ PATIENCE_S = 200.0
 #: A run that needs more steps of the loop goes round in circles.
 MAX_STEPS = 2_000_000
 #: What happens to one worker, and what to the engine.
-HARMS = ("kill", "power", "wipe", "pause", "cut", "leave")
+HARMS = ("kill", "wipe", "pause", "cut", "leave")
 #: How long a worker is cut off. The long ones outlast its session: what it had sent to its broker
 #: before arrives after another worker has its partitions.
 CUTS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
@@ -288,9 +288,7 @@ class World:
             self.loop.call_later(self.rng.choice(CUTS_S), worker.link.heal)
         else:
             worker.die(fault)
-            if fault == "power":
-                worker.disk.lose_power()
-            elif fault == "wipe":
+            if fault == "wipe":
                 worker.disk.wipe()
             elif fault == "leave" and len(self.workers) > 1:
                 self.ended.append(worker)

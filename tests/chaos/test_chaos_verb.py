@@ -199,7 +199,11 @@ def test_a_worker_that_ends_while_it_answers_does_not_answer(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "harm", ["lost", "applied_twice", "wrong", "lists_missing", "stale_writes", "missing_in_log"]
+    "harm",
+    [
+        *("lost", "applied_twice", "wrong", "lists_missing", "stale_writes", "missing_in_log"),
+        "users",  # without a row on disk
+    ],
 )
 def test_a_report_with_any_harm_does_not_hold(harm: str) -> None:
     report = ChaosReport(seed=1, nodes=1, workers=1, rate=300)

@@ -21,8 +21,8 @@ from kafka.consumer.fetcher import ConsumerRecord
 from kafka.errors import KafkaError
 
 from stream.kafka.batches import BatchOptions
+from stream.kafka.own_rows import FENCE_KEY, SOURCE_KEY
 from stream.kafka.producer import BatchProducer
-from stream.kafka.table import FENCE_KEY, SOURCE_KEY
 from stream.kafka.wiring import BrokerLimits, faust_settings, install
 
 PATIENCE_S = 40.0

@@ -23,7 +23,8 @@ from mode import Worker
 from stream.kafka.batches import BatchOptions, RecordBatch
 from stream.kafka.consumer import BatchConsumer
 from stream.kafka.fencing import LoopGuard
-from stream.kafka.table import FENCE_KEY, RowTable, source_row
+from stream.kafka.own_rows import FENCE_KEY, source_row
+from stream.kafka.table import RowTable
 from stream.kafka.watchdog import ProgressWatchdog
 from stream.kafka.wiring import (
     BrokerLimits,

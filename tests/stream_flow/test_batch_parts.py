@@ -6,8 +6,6 @@ import asyncio
 import os
 import struct
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import faust
 import pytest
@@ -24,10 +22,8 @@ from stream.kafka.batches import BatchOptions, BatchOptionsError
 from stream.kafka.bounded import FetchBound
 from stream.kafka.continuity import Continuity
 from stream.kafka.fencing import FENCED_EXIT_CODE, LoopGuard
-from stream.kafka.marks import TopicMarks
 from stream.kafka.producer import RecordTooLargeError, record_bytes
 from stream.kafka.restore import RecoveryTimeoutError
-from stream.kafka.table import DamagedTableError, ReservedKeyError, RowTable, source_row
 from stream.kafka.watchdog import ProgressWatchdog
 from stream.kafka.wiring import BrokerLimits, faust_settings, install
 
@@ -282,128 +278,6 @@ def test_a_partition_that_never_started_is_stuck():
     watchdog.observe({SOURCE: None}, {SOURCE: 3})
 
     assert watchdog.stuck_partitions == {SOURCE}
-
-
-# -- table --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def make_table(tmp_path: Path) -> Iterator[object]:
-    """Opens the same table again and again, as restarts do; at most one at a time."""
-    opened: list[RowTable] = []
-
-    def make(topics: TopicMarks | None = None) -> RowTable:
-        close()
-        app = faust.App(f"rows-{len(opened)}", datadir=str(tmp_path), **faust_settings())
-        app.conf.tabledir = tmp_path / "tables"
-        app.conf.tabledir.mkdir(exist_ok=True)
-        opened.append(app.Table("rows", partitions=2, topics=topics))
-        return opened[-1]
-
-    def close() -> None:
-        if opened:
-            asyncio.run(opened[-1].data.stop())
-
-    yield make
-    close()
-
-
-def test_rows_are_read_in_the_order_asked_for_and_none_deletes(make_table):
-    table = make_table()
-
-    table.write(1, [(b"a", b"1"), (b"b", b"2"), (b"c", b"3")], 7)
-    table.write(1, [(b"b", None)], 8)
-
-    assert table.get_many(1, [b"c", b"b", b"x", b"a", b"c"]) == [b"3", None, None, b"1", b"3"]
-    assert table.get_many(0, [b"a"]) == [None]
-    assert list(table.iter_rows(1)) == [(b"a", b"1"), (b"c", b"3")]
-
-
-def test_rows_offset_and_watermark_survive_a_restart_together(make_table):
-    table = make_table()
-    changelog = TP(table.changelog_topic_name, 1)
-    assert (table.persisted_offset(changelog), table.source_watermark(1)) == (None, None)
-
-    table.write(1, [(b"a", b"1"), source_row(41)], 9)
-    table = make_table()
-
-    assert table.get_many(1, [b"a"]) == [b"1"]
-    assert table.persisted_offset(changelog) == 9
-    assert table.source_watermark(1) == 41
-
-
-@pytest.mark.parametrize("last", [[], [source_row(41, TopicMarks(changelog=1))]])
-def test_rows_of_a_changelog_that_was_deleted_are_set_aside_even_if_not_all_were_there(
-    make_table, tmp_path, last
-):
-    table = make_table(TopicMarks(changelog=1))
-    table.write(0, [(b"a", b"1"), *last], 9)
-    table = make_table(TopicMarks(changelog=1))
-    assert table.get_many(0, [b"a"]) == [b"1"]
-
-    table = make_table(TopicMarks(changelog=2))
-
-    assert table.get_many(0, [b"a"]) == [None]
-    assert table.persisted_offset(TP(table.changelog_topic_name, 0)) is None
-    assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
-    assert list(table.iter_rows(0)) == []
-
-
-def test_a_row_under_the_tables_own_key_is_refused(make_table):
-    with pytest.raises(ReservedKeyError):
-        make_table().write(0, [(b"__faust\0offset__", b"5")], 1)
-
-
-def test_a_partition_that_is_found_damaged_while_reading_is_set_aside_at_the_next_start(
-    make_table, tmp_path
-):
-    table = make_table()
-    table.write(0, [(b"k%d" % n, os.urandom(200)) for n in range(2_000)], 1)
-    table.data.db(0).flush()
-    table = make_table()
-    table.data.db(0)  # opening it finds nothing
-    (file, *_) = (tmp_path / "tables").glob("rows-0.db/*.sst")
-    content = bytearray(file.read_bytes())
-    content[: len(content) // 2] = os.urandom(len(content) // 2)
-    file.write_bytes(content)
-
-    with pytest.raises(DamagedTableError):
-        table.get_many(0, [b"k%d" % n for n in range(2_000)])
-    table = make_table()
-
-    assert table.get_many(0, [b"k1"]) == [None]
-    assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
-
-
-def test_damage_that_shows_in_writing_is_set_aside_at_the_next_start(make_table, tmp_path):
-    table = make_table()
-    for number in range(2):  # two files, to be merged
-        table.write(0, [(b"k%d" % n, os.urandom(200)) for n in range(2_000)], number)
-        table.data.db(0).flush()
-    table = make_table()
-    table.data.db(0)
-    file = min((tmp_path / "tables").glob("rows-0.db/*.sst"))
-    content = bytearray(file.read_bytes())
-    content[: len(content) // 2] = os.urandom(len(content) // 2)
-    file.write_bytes(content)
-
-    table.data.db(0).compact_range(None, None)
-    with pytest.raises(DamagedTableError):
-        table.write(0, [(b"a", b"1")], 2)
-    table = make_table()
-
-    assert table.persisted_offset(TP(table.changelog_topic_name, 0)) is None
-    assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
-
-
-def test_a_database_that_another_process_holds_is_not_taken_for_damaged(make_table, tmp_path):
-    table = make_table()
-    table.write(0, [(b"a", b"1")], 1)
-
-    with pytest.raises(Exception, match="lock"):
-        table.data._open_for_partition(0)
-
-    assert not list(tmp_path.rglob("*.damaged"))
 
 
 # -- options and producer -----------------------------------------------------------------------

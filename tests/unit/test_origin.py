@@ -17,7 +17,7 @@ from stream.kafka.marks import (
     SourceMark,
     TopicMarks,
 )
-from stream.kafka.table import source_row
+from stream.kafka.own_rows import source_row
 from stream.origin import Origin
 from stream.settings import Settings
 from stream.state import Folder

@@ -21,7 +21,7 @@ from export.statistics import ItemStatistics
 from models.parity_fold import LogFold
 from models.parity_log import EventLog, ParityPlan
 from stream.history import UserRow, hash64
-from stream.kafka.table import source_row
+from stream.kafka.own_rows import source_row
 from stream.row_codec import FILTER
 from stream.settings import Settings
 from stream.snapshots import save_snapshot, take_snapshot
