@@ -96,6 +96,45 @@ def recovery(
     end(report, as_json)
 
 
+@bench.command("workers")
+@bootstrap_option
+@click.option(
+    "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Sent once."
+)
+@click.option(
+    "--workers",
+    "numbers",
+    callback=counts,
+    default="1,2,4",
+    show_default=True,
+    help="How many share the partitions; each number in its turn.",
+)
+@click.option("--users", type=click.IntRange(1), default=100_000, show_default=True)
+@click.option("--batch", type=click.IntRange(1), default=1024, show_default=True)
+@partitions_option
+@json_option
+def workers(
+    bootstrap: str,
+    events: int,
+    numbers: list[int],
+    users: int,
+    batch: int,
+    partitions: int,
+    as_json: bool,
+) -> None:
+    """The state path of one worker, and of several that share the partitions.
+
+    Exit code 1 if a state was wrong after its run.
+    """
+    from stream.bench.workers import bench_workers
+    from stream.bench.workload import Workload
+    from stream.verbs.options import reported
+
+    with reported():
+        report = bench_workers(bootstrap, Workload(events, users), numbers, batch, partitions)
+    end(report, as_json)
+
+
 @bench.command("state")
 @bootstrap_option
 @click.option(

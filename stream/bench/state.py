@@ -207,9 +207,10 @@ def _raw_command(
     return [sys.executable, "-m", module, msgspec.json.encode(plan).decode()]
 
 
-def _worker_command(settings: Settings, workload: Workload, batch: int, home: Path) -> list[str]:
+def state_settings(settings: Settings, workload: Workload, batch: int, home: Path) -> Settings:
+    """Settings of a worker that folds this workload and makes no list; its files are in `home`."""
     roles = {kind: EventRole("positive", refreshes=False) for kind in workload.event_types()}
-    worker = msgspec.structs.replace(
+    return msgspec.structs.replace(
         settings,
         data_dir=str(home / "data"),
         registry=str(home / "registry"),
@@ -217,8 +218,11 @@ def _worker_command(settings: Settings, workload: Workload, batch: int, home: Pa
         batch_records=batch,
         event_types=roles,
     )
+
+
+def _worker_command(settings: Settings, workload: Workload, batch: int, home: Path) -> list[str]:
     config = home / "worker.toml"
-    worker_config(worker, config)
+    worker_config(state_settings(settings, workload, batch, home), config)
     return driftline_command("worker", "--config", str(config))
 
 

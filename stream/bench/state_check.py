@@ -91,10 +91,17 @@ async def read_deltas(settings: Settings, contestant: Contestant) -> tuple[int, 
 def state_errors(
     log: Changelog, users: NDArray[np.int64], data_dir: Path, contestant: Contestant, source: int
 ) -> Iterator[str]:
-    """What is wrong with the state after events of these [N] users; nothing if it is right.
+    """What is wrong with the state after events of these [N] users, on disk too; nothing if it is
+    right. `source` is the fingerprint of the topic that rows speak of."""
+    yield from row_errors(log, users, contestant, source)
+    if dict(_rows_on_disk(data_dir)) != log.rows:
+        yield "the rows on disk are not those of the changelog"
 
-    `source` is the fingerprint of the topic that rows speak of.
-    """
+
+def row_errors(
+    log: Changelog, users: NDArray[np.int64], contestant: Contestant, source: int
+) -> Iterator[str]:
+    """What is wrong with the rows in the changelog after events of these [N] users."""
     numbers, wanted = np.unique(users, return_counts=True)
     if len(log.rows) != len(numbers):
         yield f"wanted rows of {len(numbers)} users, got {len(log.rows)}"
@@ -112,8 +119,6 @@ def state_errors(
         yield f"wanted {len(users)} events in the rows, got {total}"
     if wrong:
         yield f"{wrong} of {len(numbers)} users have another number of events than were sent"
-    if dict(_rows_on_disk(data_dir)) != log.rows:
-        yield "the rows on disk are not those of the changelog"
 
 
 def _rows_on_disk(data_dir: Path) -> Iterator[tuple[bytes, bytes]]:

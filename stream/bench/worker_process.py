@@ -108,13 +108,16 @@ class WorkerProcess:
 
         Raises RunFailedError, with the end of its log, if it ends or takes longer.
         """
-        url = f"http://127.0.0.1:{self.settings.metrics_port}/metrics"
-        while not _says_ready(url):
+        while not self.is_ready():
             self.require_alive()
             if time.monotonic() - self.started_s > timeout_s:
                 raise RunFailedError(f"not ready after {timeout_s:.0f} s.{self._told()}")
             time.sleep(_LOOK_S)
         return time.monotonic() - self.started_s
+
+    def is_ready(self) -> bool:
+        """Whether it has its partitions and their state now."""
+        return _says_ready(f"http://127.0.0.1:{self.settings.metrics_port}/metrics")
 
     def require_alive(self) -> None:
         """Raise RunFailedError with the end of its log if it has ended."""
