@@ -309,7 +309,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         resumes after that empties the queues: nothing may be in them. Raises RebalanceAgain where
         partitions were revoked meanwhile, of which Faust learns only when others are assigned.
         """
-        self._keep_back()
         assignments = self._assignments
         self._seek_count += 1
         await super().perform_seek()
