@@ -85,15 +85,18 @@ class Acceptor:
                 events.append(event)
                 kinds.append(kind)
                 keys.append(key_beginning(event.tenant, is_known) + key)
-        said_ms = np.array([min(e.event_time, LATEST_MS) for e in events], dtype=np.int64)
-        sent_ms = np.array([record.timestamp for record in records], dtype=np.int64)
+        said_ms = [min(event.event_time, LATEST_MS) for event in events]
+        times_ms = [
+            min(event.event_time, record.timestamp)
+            for event, record in zip(events, records, strict=True)
+        ]
         return AcceptedEvents(
             records,
             events,
             kinds,
             _offsets(records),
-            np.minimum(said_ms, sent_ms),
-            said_ms,
+            np.array(times_ms, dtype=np.int64),
+            np.array(said_ms, dtype=np.int64),
             keys,
             b"",
             has_wishes=CONTROL in kinds,

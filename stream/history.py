@@ -92,7 +92,7 @@ class HistoryEvent(NamedTuple):
     value: float = float("nan")
     portion: float = float("nan")
     session: int = 0
-    said_ms: int = 0  # the time that its producer gave it, where that is after `time_ms`
+    said_ms: int = 0  # the time that its producer gave it, before it was set back to its record's
 
 
 class UserRow:

@@ -2,9 +2,9 @@
 
 Version 3, which is written: 8-byte aligned words, little-endian, so that rows of many users can be
 gathered as columns. `HEADER` (9 words); the events (5 words each, `EVENT`); the ring of event ids
-(2 words each: hash, event time in ms), the oldest first; one word each: hashes of items taken
-beyond the history, of items served last, the last rec_ids; what the user does not want listed
-(3 words each, `FILTER`).
+(2 words each: hash, event time in ms as its producer gave it), the oldest first; one word each:
+hashes of items taken beyond the history, of items served last, the last rec_ids; what the user does
+not want listed (3 words each, `FILTER`).
 
 Versions 1 and 2 can be read. Their rings hold other hashes, without times, and only version 2 has
 `silent_until` and filters.

@@ -254,7 +254,10 @@ class StoredRows:
         times = self._begins + self.events_end // _WORD_BYTES + _RING_TIME  # of the first entries
         first_ms = self._words.take(times, mode="clip").view(np.int64)
         is_in = is_in & (counts > 0)
-        is_long = is_in & ((old > _LONG_RING) | (old + counts > limits.dedupe_ring))
+        users = np.repeat(np.arange(len(old)), counts)
+        is_ahead = kept.ids["time_ms"] != kept.packed["time_ms"]  # these stay while later ones go
+        has_ahead = np.bincount(users[is_ahead], minlength=len(old)) > 0
+        is_long = is_in & ((old > _LONG_RING) | (old + counts > limits.dedupe_ring) | has_ahead)
         looked = np.flatnonzero(is_in & ~is_long & (old > 0) & (first_ms < horizons_ms))
         forgotten = np.zeros(len(old), dtype=np.int64)
         if len(looked):
@@ -265,7 +268,6 @@ class StoredRows:
             is_young = self._words.take(at).view(np.int64) >= np.repeat(horizons_ms[looked], sizes)
             place[~is_young] = _LONG_RING
             forgotten[looked] = np.minimum(np.minimum.reduceat(place, begins), sizes)
-        users = np.repeat(np.arange(len(old)), counts)
         is_old = kept.ids["time_ms"] < horizons_ms[users]
         forgotten += np.where(forgotten == old, np.bincount(users[is_old], minlength=len(old)), 0)
         for user in np.flatnonzero(is_long).tolist():

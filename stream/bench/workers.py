@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from kafka.errors import KafkaError
 from msgspec import Struct
 
 from stream.bench.state import state_settings
@@ -88,7 +89,10 @@ def bench_workers(
     load_before = os.getloadavg()[0]
     with bench_topics(bootstrap, partitions) as settings:
         asyncio.run(fill(settings, workload))
-        runs = [_run(settings, workload, count, batch) for count in counts]
+        runs = [
+            _run(for_run(settings, f"workers-{turn}"), workload, count, batch)
+            for turn, count in enumerate(counts)
+        ]
     return WorkersReport(
         workload.events,
         len(set(workload.user_numbers().tolist())),
@@ -101,8 +105,7 @@ def bench_workers(
     )
 
 
-def _run(engine: Settings, workload: Workload, count: int, batch: int) -> WorkersRun:
-    settings = for_run(engine, f"workers-{count}")
+def _run(settings: Settings, workload: Workload, count: int, batch: int) -> WorkersRun:
     make_anew(settings, written_by(settings))
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder, ExitStack() as stack:
         homes = [Path(folder) / f"worker-{number}" for number in range(count)]
@@ -158,7 +161,10 @@ def _wait_until_committed(
             if time.monotonic() > deadline_s:
                 raise RunFailedError(f"{done} of {events} events were done in {patience_s:.0f} s")
             time.sleep(_LOOK_S)
-            done = sum(commits.committed().values())
+            try:
+                done = sum(commits.committed().values())
+            except KafkaError as error:
+                raise RunFailedError(f"nobody says what is committed: {error}") from None
             for worker in workers:
                 worker.require_alive()
                 worker.cpu.take(worker.pid)

@@ -57,7 +57,8 @@ class ReservedKeyError(DriftlineError):
 
 
 class DamagedTableError(DriftlineError):
-    """A database on disk is damaged; it is set aside at the next start."""
+    """A database on disk is damaged, and set aside at the next start; or it could not be closed,
+    and lacks rows that were in memory, from which a recovery goes on."""
 
 
 def open_rows(

@@ -56,7 +56,7 @@ class RowTable(Table):  # type: ignore[misc]
 
         Call it after the broker has acknowledged all of them, with the offset of the last. A row
         with value None is deleted. Blocks on disk. Raises DamagedTableError when the database on
-        disk turns out to be damaged.
+        disk turns out to be damaged, or lacks rows as it could not be closed before.
         """
         store: RowStore = self.data
         store.write(partition, rows, changelog_offset)

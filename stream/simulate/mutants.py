@@ -21,7 +21,7 @@ from stream.agents import BatchProcessor
 from stream.events import MergePart, Wish
 from stream.guards import ALL_GUARDS, GuardName, Guards
 from stream.history import RowLimits, UserRow
-from stream.kafka import consumer
+from stream.kafka import consumer, restore
 from stream.kafka.batches import RecordBatch
 from stream.kafka.changelog_fence import ChangelogFence
 from stream.kafka.consumer import BatchConsumer
@@ -225,7 +225,12 @@ def _former_recovery_counts() -> list[Patch]:
 
 
 def _ahead_is_taken() -> list[Patch]:
-    return [(consumer, "begin_from_disk", lambda tables, tp, end: None)]
+    right = restore.begin_from_disk
+
+    def begin_from_disk(tables: Any, tp: TP, end: int) -> None:
+        right(tables, tp, 2**63)
+
+    return [(consumer, "begin_from_disk", begin_from_disk)]
 
 
 def _renew_blindly() -> list[Patch]:

@@ -46,7 +46,7 @@ class StoredRow:
 
     fingerprint: int
     events: tuple[bytes, ...]
-    ring: tuple[tuple[bytes, int], ...]  # hash of an event id, event time
+    ring: tuple[tuple[bytes, int], ...]  # hash of an event id, time as given
     taken: tuple[bytes, ...]
     served: tuple[bytes, ...]
     rec_ids: tuple[bytes, ...]

@@ -29,7 +29,7 @@ from stream.events import MergePart, decode_merge_part, decode_merge_request, en
 from stream.history import RowLimits, UserRow, id_hash
 from stream.kafka.own_rows import source_row
 from stream.merge import Turn, fold_wish
-from stream.row_codec import EVENT, RING_ENTRY_STRUCT
+from stream.row_codec import EVENT, LATEST_MS, RING_ENTRY_STRUCT
 from stream.settings import Settings
 from stream.statistics import encode_deltas
 from stream.verify.deltas import check_deltas
@@ -318,7 +318,7 @@ def test_no_part_is_too_large_to_be_folded_whatever_a_row_holds(max_event_bytes)
 def test_a_forged_part_can_set_no_time_of_an_event_after_its_record():
     events = np.zeros(1, dtype=EVENT)
     events["time_ms"], events["item"] = NOW_MS * 2, 7
-    ids = RING_ENTRY_STRUCT.pack(b"an id is", NOW_MS * 2)
+    ids = RING_ENTRY_STRUCT.pack(b"an id is", 2**63 - 1)
     part = MergePart(
         *("driftline.merge-part/1", "forged-0001", NOW_MS, KNOWN, ANONYMOUS, 0, "no-request", 0, 0),
         events=events.tobytes(),
@@ -331,6 +331,7 @@ def test_a_forged_part_can_set_no_time_of_an_event_after_its_record():
     row = log.row(known=True)
 
     assert row.newest_ms == NOW_MS == row.history()["time_ms"][0]
+    assert [ms for _, ms in RING_ENTRY_STRUCT.iter_unpack(row.ring)] == [LATEST_MS, NOW_MS]
 
 
 @given(st.data())

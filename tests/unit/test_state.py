@@ -187,21 +187,22 @@ def test_no_value_of_any_field_raises(name, anything):
 def logs(draw: st.DrawFn) -> list[Record]:
     """One partition's log of three users: clicks, visits, dislikes, repeats, late ones, rubbish."""
     log = []
+    sent_ms = NOW_MS - 5000
     for offset in range(draw(st.integers(1, 25))):
         if draw(st.integers(0, 9)) == 0:
             log.append(Record(b"ada", b"rubbish", offset))
             continue
+        sent_ms += draw(st.integers(0, 2)) * 1000  # some events are ahead of their records
         kind = draw(st.sampled_from(["click", "click", "visit", "dislike", "impression", "wink"]))
-        log.append(
-            record(
-                offset,
-                draw(st.integers(0, offset)),
-                user_id=draw(st.sampled_from(USERS)),
-                type=kind,
-                item_id=draw(st.sampled_from(ITEMS)),
-                event_time=NOW_MS - draw(st.integers(-3, 5)) * 1000,
-            )
+        event = record(
+            offset,
+            draw(st.integers(0, offset)),
+            user_id=draw(st.sampled_from(USERS)),
+            type=kind,
+            item_id=draw(st.sampled_from(ITEMS)),
+            event_time=NOW_MS - draw(st.integers(-3, 5)) * 1000,
         )
+        log.append(dataclasses.replace(event, timestamp=sent_ms))
     return log
 
 
@@ -253,6 +254,20 @@ def test_events_of_a_user_folded_at_once_come_to_what_each_by_itself_comes_to(da
 
     with mock.patch.object(whole_rows, "_LONG_RING", data.draw(st.sampled_from([0, 2, 64]))):
         assert run(log, cuts, settings) == run(log, cuts, settings, SingleFolder)
+
+
+def test_an_id_from_ahead_stays_in_the_ring_while_younger_ones_of_a_batch_leave_it():
+    log = [
+        dataclasses.replace(at(offset, offset, said_ms), timestamp=NOW_MS - DAY_MS + sent_ms)
+        for offset, (said_ms, sent_ms) in enumerate([(900, 100), (101, 101), (1150, 1150)])
+    ]
+    again = dataclasses.replace(log[0], offset=3, timestamp=log[2].timestamp)
+    settings = Settings(max_lateness_ms=1000)
+
+    rows, _, _, counts = run([*log, again], {3}, settings)
+
+    assert counts["duplicates"] == 1
+    assert (rows, counts) == run([*log, again], {3}, settings, SingleFolder)[::3]
 
 
 @given(st.data())
