@@ -13,7 +13,6 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-import rocksdict
 from numpy.typing import NDArray
 
 from stream.bench.raw_loop import count_in
@@ -24,6 +23,7 @@ from stream.kafka.own_rows import CHANGELOG_KEY, FENCE_KEY, OFFSET_KEY, POSTPONE
 from stream.settings import Settings
 from stream.statistics import DeltaRecord
 from stream.topics import state_changelog
+from stream.verify.rows import rows_on_disk
 
 Contestant = Literal["raw", "confluent", "driftline"]
 
@@ -122,12 +122,7 @@ def row_errors(
 
 
 def _rows_on_disk(data_dir: Path) -> Iterator[tuple[bytes, bytes]]:
-    options = rocksdict.Options(raw_mode=True)
     for path in sorted(data_dir.rglob("*.db")):
-        database = rocksdict.Rdict(
-            str(path), options=options, access_type=rocksdict.AccessType.read_only()
-        )
-        for key, value in database.items():
+        for key, value in rows_on_disk(path).items():
             if key not in (SOURCE_KEY, POSTPONED_KEY, OFFSET_KEY, CHANGELOG_KEY):
                 yield key, value
-        database.close()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-
-import rocksdict
 
 from stream.chaos.engine import Engine
 from stream.chaos.report import Verdict
 from stream.topics import state_changelog
 from stream.verify.fold import fold_log, verify_fold
 from stream.verify.report import Report
-from stream.verify.rows import Changelog, StoredRow, check_rows
+from stream.verify.rows import Changelog, StoredRow, check_rows, rows_on_disk
 from stream.verify.topics import KafkaLog
 from stream.verify.users import ExpectedState
 
@@ -106,14 +103,7 @@ def _set_aside_unread_damage(data_dirs: list[Path]) -> list[Path]:
     unread = []
     for path in [p for folder in data_dirs for p in folder.glob("*/v*/tables/*-*.db")]:
         try:
-            database = rocksdict.Rdict(
-                str(path),
-                options=rocksdict.Options(raw_mode=True),
-                access_type=rocksdict.AccessType.read_only(),
-            )
-            with contextlib.closing(database):
-                for _ in database.items():
-                    pass
+            rows_on_disk(path)
         except Exception as error:  # rocksdict raises nothing more exact
             if not str(error).startswith(_DAMAGES):
                 raise

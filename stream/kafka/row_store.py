@@ -128,6 +128,20 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
         with self.marking_damage(partition):  # met while files are merged, it shows here
             self.db(partition).write(batch)
 
+    def rows_from(self, partition: int, first: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        """All rows from a key on, in key order; see RowTable.iter_rows."""
+        with self.marking_damage(partition):
+            database, last = self.db(partition), first
+            for key, value in database.items(from_key=first):
+                last = key
+                yield key, value
+            # at a block that cannot be read, rocksdict's items end as if there were no more
+            rest = database.iter()
+            rest.seek(last or b"")
+            if rest.valid():
+                rest.next()
+            rest.status()
+
     def db(self, partition: int) -> rocksdict.Rdict:
         return self._db_for_partition(partition)
 

@@ -94,11 +94,10 @@ class RowTable(Table):  # type: ignore[misc]
         Raises DamagedTableError when the database cannot be read.
         """
         store: RowStore = self.data
-        with store.marking_damage(partition):
-            first = None if after is None else after + b"\x00"
-            for key, value in store.db(partition).items(from_key=first):
-                if not is_own(key):
-                    yield key, value
+        first = None if after is None else after + b"\x00"
+        for key, value in store.rows_from(partition, first):
+            if not is_own(key):
+                yield key, value
 
     def restore(self, partition: int, records: Sequence[ConsumerRecord]) -> None:
         """Apply changelog records, in offset order, in one RocksDB batch.

@@ -7,7 +7,6 @@ an older one without all newer.
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Iterable, Sequence
 
@@ -83,10 +82,6 @@ class Database:
             else:
                 self.rows[key] = value
 
-    def items(self, from_key: bytes | None = None) -> Iterable[tuple[bytes, bytes]]:
-        rows = sorted(self.rows.items())
-        return [(key, value) for key, value in rows if from_key is None or key >= from_key]
-
 
 class SimulatedStore:
     """In the place of the worker's RowStore."""
@@ -112,9 +107,9 @@ class SimulatedStore:
         batch[OFFSET_KEY] = b"%d" % changelog_offset
         self.db(partition).write(batch)
 
-    def marking_damage(self, partition: int) -> contextlib.AbstractContextManager[None]:
-        """This disk forgets, but damages nothing."""
-        return contextlib.nullcontext()
+    def rows_from(self, partition: int, first: bytes | None) -> Iterable[tuple[bytes, bytes]]:
+        rows = sorted(self.db(partition).rows.items())
+        return [(key, value) for key, value in rows if first is None or key >= first]
 
     def persisted_offset(self, tp: TP) -> int | None:
         """The changelog offset that the rows stand at; None: there are none."""

@@ -275,7 +275,7 @@ def check_disk(
     current = set()
     for path in sorted(p for d in data_dirs for p in d.glob(f"{app}/v*/tables/*-*.db")):
         partition = int(path.stem.rpartition("-")[2])
-        rows = _rows_on_disk(path)
+        rows = rows_on_disk(path)
         mark = rows.pop(_CHANGELOG_KEY, None) or rows.get(_SOURCE_KEY, b"")[16:24]
         if int.from_bytes(mark, "little") not in (_UNKNOWN, changelog_fingerprint):
             check.notes.append(f"{path} is of a changelog that was deleted")
@@ -313,13 +313,21 @@ def _compare_disk(
             check.miss(f"{path}: a row of {key!r}, which the changelog does not know")
 
 
-def _rows_on_disk(path: Path) -> dict[bytes, bytes]:
+def rows_on_disk(path: Path) -> dict[bytes, bytes]:
+    """All that a database holds. Raises rocksdict's Exception where a part cannot be read."""
     database = rocksdict.Rdict(
         str(path),
         options=rocksdict.Options(raw_mode=True),
         access_type=rocksdict.AccessType.read_only(),
     )
     try:
-        return dict(database.items())
+        rows = {}
+        at = database.iter()
+        at.seek_to_first()
+        while at.valid():
+            rows[at.key()] = at.value()
+            at.next()
+        at.status()  # `items` ends at a block that cannot be read as if there were no more
+        return rows
     finally:
         database.close()

@@ -23,6 +23,7 @@ from stream.kafka.restore import begin_from_disk
 from stream.kafka.row_store import FLUSH_S, DamagedTableError, ReservedKeyError, RowStore
 from stream.kafka.table import RowTable
 from stream.kafka.wiring import faust_settings
+from stream.verify.rows import rows_on_disk
 
 
 @pytest.fixture
@@ -113,6 +114,30 @@ def test_a_partition_that_is_found_damaged_while_reading_is_set_aside_at_the_nex
     assert (tmp_path / "tables" / "rows-0.db.damaged").exists()
 
 
+def test_going_through_the_rows_ends_with_an_error_at_a_block_that_cannot_be_read(
+    make_table, tmp_path
+):
+    table = make_table()
+    table.write(0, [(b"k%04d" % n, os.urandom(200)) for n in range(2_000)], 1)
+    table = make_table()
+    table.data.db(0)
+    (file,) = (tmp_path / "tables").glob("rows-0.db/*.sst")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+    read = []
+    with pytest.raises(DamagedTableError):
+        for key, _ in table.iter_rows(0):
+            read.append(key)
+    with pytest.raises(DamagedTableError):
+        next(table.iter_rows(0, after=read[-1]), None)
+
+    assert 0 < len(read) < 2_000
+    with pytest.raises(Exception, match="Corruption"):
+        rows_on_disk(tmp_path / "tables" / "rows-0.db")
+
+
 def test_damage_that_shows_in_writing_is_set_aside_at_the_next_start(make_table, tmp_path):
     table = make_table()
     for number in range(2):  # two files, to be merged
@@ -149,6 +174,7 @@ import os, signal, sys
 from pathlib import Path
 import faust
 from stream.kafka.wiring import faust_settings
+from stream.verify.rows import rows_on_disk
 
 app = faust.App("rows", datadir=sys.argv[1], **faust_settings())
 app.conf.tabledir = Path(sys.argv[1]) / "tables"
