@@ -169,6 +169,13 @@ def workers(
     show_default=True,
     help="Part of all events that is one user's.",
 )
+@click.option(
+    "--exponent",
+    type=click.FloatRange(0, 3),
+    default=1.1,
+    show_default=True,
+    help="How steeply users' activity falls with their rank; 0: all are alike.",
+)
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
     "--data",
@@ -185,6 +192,7 @@ def state(
     users: list[int],
     partitions: list[int],
     hot_share: float,
+    exponent: float,
     seed: int,
     data: Path | None,
     data_format: str,
@@ -201,9 +209,7 @@ def state(
 
     all_hold = True
     for count, size in itertools.product(users, partitions):
-        workload = Workload(
-            events, count, seed=seed, path=data, data_format=data_format, hot_share=hot_share
-        )
+        workload = Workload(events, count, exponent, seed, data, data_format, hot_share)
         with reported():
             report = bench_state(bootstrap, workload, batches, rounds, size)
         click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
