@@ -17,6 +17,7 @@ from stream.bench.options import (
     bootstrap_option,
     counts,
     end,
+    events_option,
     json_option,
     partitions_option,
     release_option,
@@ -98,9 +99,7 @@ def recovery(
 
 @bench.command("workers")
 @bootstrap_option
-@click.option(
-    "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Sent once."
-)
+@events_option
 @click.option(
     "--workers",
     "numbers",
@@ -137,9 +136,7 @@ def workers(
 
 @bench.command("state")
 @bootstrap_option
-@click.option(
-    "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Sent once."
-)
+@events_option
 @click.option(
     "--batches",
     callback=counts,

@@ -37,6 +37,9 @@ def numbers(ctx: click.Context, option: click.Parameter, text: str) -> list[floa
 bootstrap_option = click.option(
     "--bootstrap", default=Settings().bootstrap, show_default=True, help="Kafka; a real one."
 )
+events_option = click.option(
+    "--events", type=click.IntRange(100), default=1_000_000, show_default=True, help="Sent once."
+)
 partitions_option = click.option(
     "--partitions", type=click.IntRange(1), default=8, show_default=True, help="Of the topics."
 )

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
 from tqdm import tqdm
 
 from export.errors import DriftlineError
@@ -59,8 +61,14 @@ def run_until_committed(
     samples = CpuSamples()
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=plain_environment())
+
+        def look() -> None:
+            if process.poll() is not None:
+                raise RunFailedError(f"ended by itself with exit code {process.returncode}")
+            samples.take(process.pid)
+
         try:
-            _watch(process, settings, events, timeout_s, title, samples)
+            wait_until_committed(settings, events, timeout_s, title, look)
             process.terminate()
             code = process.wait(_END_TIMEOUT_S)
             if code:
@@ -76,14 +84,14 @@ def run_until_committed(
     return samples
 
 
-def _watch(
-    process: subprocess.Popen[bytes],
-    settings: Settings,
-    events: int,
-    timeout_s: float,
-    title: str,
-    samples: CpuSamples,
+def wait_until_committed(
+    settings: Settings, events: int, timeout_s: float, title: str, look: Callable[[], None]
 ) -> None:
+    """Wait until the group has committed so many events; `look` is called again and again.
+
+    Raises RunFailedError if that takes longer than the timeout or the broker does not say, and
+    whatever `look` raises.
+    """
     deadline = time.monotonic() + timeout_s
     group = settings.prefix + settings.group
     reader = KafkaConsumer(
@@ -96,9 +104,7 @@ def _watch(
             committed = 0
             while committed < events:
                 for _ in range(_SAMPLES_PER_LOOK):
-                    if process.poll() is not None:
-                        raise RunFailedError(f"ended by itself with exit code {process.returncode}")
-                    samples.take(process.pid)
+                    look()
                     time.sleep(_SAMPLE_S)
                 if time.monotonic() > deadline:
                     raise RunFailedError(
@@ -106,7 +112,9 @@ def _watch(
                     )
                 before, committed = committed, sum(reader.committed(tp) or 0 for tp in tps)
                 bar.update(committed - before)
-            samples.take(process.pid)
+            look()
+    except KafkaError as error:
+        raise RunFailedError(f"nobody says what is committed: {error}") from None
     finally:
         reader.close()
 

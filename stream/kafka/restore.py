@@ -115,7 +115,7 @@ def pass_over(tables: TableManager, tp: TP, offset: int) -> None:
     """Take note of a row of the fence that this worker has written itself, if it has all before it:
     so a start with nothing else to be read need not read."""
     offsets = restored_offsets(tables, tp)
-    if offsets is None or offset - 1 != (-1 if offsets.get(tp) is None else offsets[tp]):
+    if offsets is None or offset - 1 != offsets[tp]:
         return
     table: RowTable = tables._changelogs[tp.topic]
     table.write(tp.partition, [], offset)

@@ -347,10 +347,8 @@ class SimulatedWorker:
         recovery, consumer = self._app.tables.recovery, self.consumer
         changelogs = {tp for tp in assigned if tp.topic == self._changelog}
         recovery.active_tps = changelogs
-        recovery.active_offsets = {tp: self.table.persisted_offset(tp) for tp in changelogs}
+        recovery.active_offsets = {}  # the batch layer asks the disk
         recovery.ends = await consumer.highwaters(*sorted(changelogs))
-        for tp, applied in recovery.active_offsets.items():
-            recovery.active_offsets[tp] = -1 if applied is None else applied
         await consumer.seek_wait({tp: max(at, 0) for tp, at in recovery.active_offsets.items()})
         if recovery.need_recovery():
             recovery.in_recovery = True

@@ -26,6 +26,14 @@ from stream.kafka.wiring import faust_settings
 from stream.verify.rows import rows_on_disk
 
 
+def table_in(folder: Path, **options: object) -> RowTable:
+    """A table whose databases are in a folder `tables` there."""
+    app = faust.App("rows", datadir=str(folder), **faust_settings())
+    app.conf.tabledir = folder / "tables"
+    app.conf.tabledir.mkdir(exist_ok=True)
+    return app.Table("rows", **options)
+
+
 @pytest.fixture
 def make_table(tmp_path: Path) -> Iterator[object]:
     """Opens the same table again and again, as restarts do; at most one at a time."""
@@ -33,10 +41,7 @@ def make_table(tmp_path: Path) -> Iterator[object]:
 
     def make(topics: TopicMarks | None = None) -> RowTable:
         close()
-        app = faust.App(f"rows-{len(opened)}", datadir=str(tmp_path), **faust_settings())
-        app.conf.tabledir = tmp_path / "tables"
-        app.conf.tabledir.mkdir(exist_ok=True)
-        opened.append(app.Table("rows", partitions=2, topics=topics))
+        opened.append(table_in(tmp_path, partitions=2, topics=topics))
         return opened[-1]
 
     def close() -> None:
@@ -174,7 +179,6 @@ import os, signal, sys
 from pathlib import Path
 import faust
 from stream.kafka.wiring import faust_settings
-from stream.verify.rows import rows_on_disk
 
 app = faust.App("rows", datadir=sys.argv[1], **faust_settings())
 app.conf.tabledir = Path(sys.argv[1]) / "tables"
@@ -265,10 +269,7 @@ def test_nothing_is_put_behind_rows_that_could_not_be_written(make_table, tmp_pa
 
 
 def test_the_first_rows_of_many_partitions_do_not_fill_the_memory_of_all(tmp_path):
-    app = faust.App("many", datadir=str(tmp_path), **faust_settings())
-    app.conf.tabledir = tmp_path / "tables"
-    app.conf.tabledir.mkdir()
-    table = app.Table("rows", partitions=64, write_buffer_bytes=8 * 1024**2)
+    table = table_in(tmp_path, partitions=64, write_buffer_bytes=8 * 1024**2)
 
     for number in range(3):
         for partition in range(64):
@@ -285,10 +286,7 @@ async def test_rows_of_a_quiet_partition_come_to_disk_in_time(tmp_path, monkeypa
         yield interval
 
     monkeypatch.setattr(RowStore, "itertimer", at_once)
-    app = faust.App("quiet", datadir=str(tmp_path), **faust_settings())
-    app.conf.tabledir = tmp_path / "tables"
-    app.conf.tabledir.mkdir()
-    table = app.Table("rows", partitions=1)
+    table = table_in(tmp_path, partitions=1)
     table.write(0, [(b"a", b"1")], 0)
 
     async with table.data:
