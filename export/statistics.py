@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
 from export.items import ItemIndex, Rows
-from export.transitions import Transitions, rows_of_pairs
+from export.pair_counts import distinct_rows
+from export.transitions import Transitions, event_levels
 
 #: Milliseconds of a day.
 DAY_MS = 86_400_000
@@ -40,6 +41,8 @@ class StatisticsSettings:
     chain_half_life_ms: int = 14 * DAY_MS
     #: Strongest neighbours of an item that are read, by lasting and by decaying weight each.
     neighbours: int = 64
+    #: Pairs of items whose transitions are held at most; with more, those of a sample of events.
+    max_pairs: int = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ class ItemStatistics:
 
     def __post_init__(self) -> None:
         self._popularity = tuple(DecayedCounts(h) for h in self.settings.popularity_half_lives_ms)
-        self._transitions = Transitions(self.settings.chain_half_life_ms)
+        self._transitions = Transitions(self.settings.chain_half_life_ms, self.settings.max_pairs)
         self._cut: dict[int, tuple[Rows, NDArray[np.float32]]] = {}
         self._waiting: list[Deltas] = []
         self._waiting_events = 0
@@ -156,6 +159,16 @@ class ItemStatistics:
         """The transitions, with all that was applied."""
         self._count()
         return self._transitions
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of items whose transitions are held, but for what waits to be counted."""
+        return len(self._transitions)
+
+    @property
+    def floor(self) -> int:
+        """The highest floor of an epoch's pairs; 0 where they are those of all events."""
+        return max(self._transitions.floors)
 
     def apply(self, *batches: Deltas) -> int:
         """Add what is above each partition's watermark; returns how many events that were.
@@ -187,14 +200,15 @@ class ItemStatistics:
             np.concatenate([getattr(deltas, name) for deltas in waiting])
             for name in ("items", "previous", "times_ms", "weights")
         )
+        levels = np.concatenate([event_levels(d.partition, d.offsets) for d in waiting])
         for counts in self._popularity:
             counts.add(items, times_ms, weights)
-        epoch = self._transitions.newest_epoch
-        changed = self._transitions.add(items, previous, times_ms, weights)
-        if self._transitions.newest_epoch != epoch:
+        scale = self._transitions.scale
+        changed = self._transitions.add(items, previous, times_ms, weights, levels)
+        if self._transitions.scale != scale:
             self._cut.clear()
         if self._cut:
-            for row in rows_of_pairs(changed).tolist():
+            for row in distinct_rows(changed).tolist():
                 self._cut.pop(row, None)
 
     def popularity(self) -> NDArray[np.float32]:

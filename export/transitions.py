@@ -1,75 +1,139 @@
-"""Count transitions between items: pairs of rows in columns, found through a hash table in numpy.
+"""Count transitions between items, in bounded memory, and the same whatever the order of arrival.
 
-There are about ten pairs for every event and millions in all. A dictionary costs a microsecond a
-pair and 200 bytes; here a batch's pairs are found, added and counted in a few array operations.
+There are about five pairs of items for every event, and millions in all. Which of them are held
+depends on the set of events alone: every event has a level, drawn by its place in the log. One
+event in SAMPLING is of level 1 or more, one in SAMPLING^2 of level 2 or more, and so on. Where the
+pairs of an epoch become too many, the lowest level counts no more: the epoch's floor rises. What is
+left is a sample of the events, each worth SAMPLING^floor. A floor only rises while its epoch is
+held, and what an event of a higher level adds is held by itself as well: so an event that counts
+has counted from the beginning (after Gibbons, "Distinct Sampling for Highly-Accurate Answers to
+Distinct Values Queries and Event Reports", VLDB 2001).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
 from export.items import NO_ROW, Rows
-from export.slot_table import SlotTable
+from export.pair_counts import (
+    PairColumns,
+    PairCounts,
+    grown,
+    levels_of,
+    pair_keys,
+    rows_of,
+    without_level,
+)
 
 #: Epochs of transitions kept: with a half-life of 14 days at least 168 and at most 336 days.
 CHAIN_EPOCHS = 2
+#: One event in so many is of the next level.
+SAMPLING = 8
+#: The highest level.
+MAX_LEVEL = 7
 #: The least common multiple of 1..CHAIN_DEPTH: 1/k of it is whole.
 _CHAIN_ONE = 60
-#: The higher row of a pair's key.
-_ROW_BITS = 0xFFFFFFFF
+#: So many pairs above the floor wait: array operations cost the same for few as for many.
+_COUNTED_AT_ONCE = 4096
+_GOLDEN = 0x9E3779B97F4A7C15
+_64_BITS = 2**64 - 1
 
-_NOTHING_KEPT: tuple[int, Rows] = (-1, np.zeros(0, dtype=np.int64))
+_NOTHING_KEPT: tuple[int, NDArray[np.int32]] = (-1, np.zeros(0, dtype=np.int32))
+
+
+def event_levels(partition: int, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[N] levels of a partition's events, 0..MAX_LEVEL: a third of the zeros at a hash's end.
+
+    The hash is the finalizer of SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom
+    Number Generators", OOPSLA 2014).
+    """
+    bits = offsets.astype(np.uint64) + np.uint64(partition * _GOLDEN & _64_BITS)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    zeros = np.bitwise_count(~bits & (bits - np.uint64(1))).astype(np.int64)
+    return np.minimum(zeros // (SAMPLING.bit_length() - 1), MAX_LEVEL)
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionColumns:
+    """All that is held. A column of an epoch stands at the epoch modulo CHAIN_EPOCHS."""
+
+    pairs: PairColumns
+    above_floor: PairColumns  # what is of levels above the floor, by level
+    newest_epoch: int
+    floors: tuple[int, ...]  # [CHAIN_EPOCHS]
 
 
 class Transitions:
     """Weights between items that were taken one after another, lasting and decaying.
 
-    A pair counts alike in both directions, and is held once, under its lower row. `lasting` counts
-    every transition alike while its epoch is kept, `decaying` halves it with every half-life.
+    A pair counts alike in both directions, and is held once. `lasting` counts every transition
+    alike while its epoch is kept, `decaying` halves it with every half-life. At most `max_pairs`
+    are held, an equal share for each epoch.
 
-    A pair has a slot in the columns. The pairs of one item that are new in one batch stand one
-    after another in `_links`; such runs of an item are linked, the newest first.
+    The pairs of one item that are new in one batch stand one after another in `_links`; such runs
+    of an item are linked, the newest first.
     """
 
-    def __init__(self, half_life_ms: int) -> None:
+    def __init__(self, half_life_ms: int, max_pairs: int) -> None:
         self.half_life_ms = half_life_ms
         self.newest_epoch = -(2**62)
-        self._clear(0)
+        self.floors = [0] * CHAIN_EPOCHS
+        self._max_of_epoch = max_pairs // CHAIN_EPOCHS
+        self._waiting: list[tuple[NDArray[np.int64], ...]] = []
+        self._hold(PairCounts(CHAIN_EPOCHS), PairCounts(CHAIN_EPOCHS))
 
     def __len__(self) -> int:
-        """Pairs, each direction for itself."""
-        return 2 * len(self._table)
+        """Pairs that are held."""
+        return len(self._pairs)
+
+    @property
+    def scale(self) -> tuple[int, ...]:
+        """Changes whenever the weights of all pairs do."""
+        return (self.newest_epoch, *self.floors)
 
     def add(
-        self, items: Rows, previous: Rows, times_ms: NDArray[np.int64], weights: NDArray[np.int64]
+        self,
+        items: Rows,
+        previous: Rows,
+        times_ms: NDArray[np.int64],
+        weights: NDArray[np.int64],
+        levels: NDArray[np.int64],
     ) -> Rows:
         """Link [N] items with their [N, CHAIN_DEPTH] previous ones; returns the pairs changed."""
         epochs, decay = epochs_and_weights(times_ms, self.half_life_ms)
         self._advance(int(epochs.max()))
-        linked = (previous != NO_ROW) & (previous != items[:, None])
-        linked &= ((epochs > self.newest_epoch - CHAIN_EPOCHS) & (weights > 0))[:, None]
+        columns = epochs % CHAIN_EPOCHS
+        floors = np.array(self.floors)[columns]
+        is_counted = (epochs > self.newest_epoch - CHAIN_EPOCHS) & (weights > 0)
+        is_counted &= levels >= floors
+        linked = (previous != NO_ROW) & (previous != items[:, None]) & is_counted[:, None]
         pairs = np.flatnonzero(linked)
         if not len(pairs):
             return pairs
         event, distance = np.divmod(pairs, previous.shape[1])
-        before, after = previous.reshape(-1)[pairs], items[event]
-        keys = (np.minimum(before, after) << 32) | np.maximum(before, after)
+        keys = pair_keys(previous.reshape(-1)[pairs], items[event])
         amounts = (_CHAIN_ONE // (distance + 1)) * weights[event]
         order = np.argsort(keys)
-        keys = keys[order]
-        is_first = np.concatenate([[True], keys[1:] != keys[:-1]])
-        distinct = keys[is_first]
-        slots = self._slots(distinct)[np.cumsum(is_first) - 1]
-        event, amounts = event[order], amounts[order]
-        at = slots * CHAIN_EPOCHS + epochs[event] % CHAIN_EPOCHS
-        np.add.at(self._lasting.reshape(-1), at, amounts)
-        np.add.at(self._decaying.reshape(-1), at, amounts * decay[event])
-        return cast(Rows, distinct)
+        keys, event, amounts = keys[order], event[order], amounts[order]
+        first = len(self._pairs)
+        changed, new = self._pairs.add(keys, columns[event], amounts, amounts * decay[event])
+        if len(new):
+            self._link(new, first)
+        above = np.flatnonzero((levels > floors)[event])
+        if len(above):
+            of = event[above]
+            keys = pair_keys(*rows_of(keys[above]), levels[of])
+            self._wait(keys, columns[of], amounts[above], (amounts * decay[event])[above])
+        for column in np.flatnonzero(self._pairs.held > self._max_of_epoch).tolist():
+            self._raise_floor(column)
+        return changed
 
     def neighbours(self, row: int) -> tuple[Rows, NDArray[np.float64]]:
         """([n] rows, [2, n] lasting and decaying weights) of all that is linked with an item."""
@@ -82,13 +146,58 @@ class Transitions:
         counts = np.array([len(at) for at in found], dtype=np.int64)
         at = np.concatenate(found)
         owners = np.array(rows, dtype=np.int64).repeat(counts)
+        held, (lasting, decaying) = self._pairs, self._scales()
         weights = np.empty((2, len(at)))
-        weights[0] = sum(self._lasting.take(at, axis=0).T)  # far faster than over rows of two
-        weights[1] = sum(self._decaying.take(at, axis=0).T * self._scales()[:, None])
-        keys = self._keys.take(at)
-        return (keys >> 32) + (keys & _ROW_BITS) - owners, weights, counts
+        # far faster than over rows of two
+        weights[0] = sum(held.lasting.take(at, axis=0).T * lasting[:, None])
+        weights[1] = sum(held.decaying.take(at, axis=0).T * decaying[:, None])
+        lower, higher = rows_of(held.keys.take(at))
+        return lower + higher - owners, weights, counts
 
-    def _slots_of(self, row: int) -> Rows:
+    def columns(self) -> TransitionColumns:
+        """All that is held; views, which the next event changes."""
+        return TransitionColumns(
+            self._pairs.columns(),
+            self._count_above_floor().columns(),
+            self.newest_epoch,
+            tuple(self.floors),
+        )
+
+    def restore(self, saved: TransitionColumns) -> None:
+        """Hold exactly these columns from now on."""
+        self.newest_epoch, self.floors = saved.newest_epoch, list(saved.floors)
+        self._hold(PairCounts.of(saved.pairs), PairCounts.of(saved.above_floor))
+
+    def _wait(self, *columns: NDArray[np.int64]) -> None:
+        """Count what is above the floor when there are many: nothing reads it before."""
+        self._waiting.append(columns)
+        self._waiting_pairs += len(columns[0])
+        if self._waiting_pairs >= _COUNTED_AT_ONCE:
+            self._count_above_floor()
+
+    def _count_above_floor(self) -> PairCounts:
+        if self._waiting:
+            keys, *columns = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
+            self._waiting, self._waiting_pairs = [], 0
+            order = np.argsort(keys)
+            self._above_floor.add(keys[order], *(column[order] for column in columns))
+        return self._above_floor
+
+    def _hold(self, pairs: PairCounts, above_floor: PairCounts) -> None:
+        """Hold exactly these pairs from now on."""
+        self._pairs, self._above_floor = pairs, above_floor
+        self._waiting = []
+        self._waiting_pairs = 0
+        self._links = np.zeros(8192, dtype=np.int32)  # slots, two places for each
+        self._runs = np.zeros((1024, 3), dtype=np.int32)  # begin, end in `_links`, run before or -1
+        self._run_count = 0
+        self._newest_run = np.full(1024, -1, dtype=np.int64)  # of each row
+        # row -> newest of its runs that are in the slots beside it, which are those of all before
+        self._kept_together: dict[int, tuple[int, NDArray[np.int32]]] = {}
+        if len(pairs):
+            self._link(pairs.columns().keys, 0)
+
+    def _slots_of(self, row: int) -> NDArray[np.int32]:
         """The slots of all pairs of a row.
 
         They are kept together: a popular item has as many runs as there were batches, and would
@@ -106,86 +215,59 @@ class Transitions:
         self._kept_together[row] = newest, slots
         return slots
 
-    def columns(self) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-        """All that is held: [P] from << 32 | to, [P, CHAIN_EPOCHS] lasting, the same decaying."""
-        size = len(self._table)
-        keys = self._keys[:size]
-        both = np.concatenate([keys, ((keys & _ROW_BITS) << 32) | (keys >> 32)])
-        return both, np.tile(self._lasting[:size], (2, 1)), np.tile(self._decaying[:size], (2, 1))
-
-    def restore(
-        self, keys: Rows, lasting: NDArray[np.int64], decaying: NDArray[np.int64], epoch: int
-    ) -> None:
-        """Hold exactly these columns from now on; they have every pair in both directions."""
-        once = np.flatnonzero(keys >> 32 < keys & _ROW_BITS)
-        self._hold(keys[once], lasting[once], decaying[once], epoch)
-
-    def _hold(
-        self, keys: Rows, lasting: NDArray[np.int64], decaying: NDArray[np.int64], epoch: int
-    ) -> None:
-        """Hold exactly these columns from now on; keys are as in `_keys`, in any order."""
-        order = np.argsort(keys)
-        self.newest_epoch = epoch
-        self._clear(len(keys))
-        if len(keys):
-            self._slots(keys[order])
-        self._lasting[: len(keys)] = lasting[order]
-        self._decaying[: len(keys)] = decaying[order]
-
-    def _clear(self, size: int) -> None:
-        capacity = max(4096, 2 * size)
-        self._table = SlotTable()
-        self._keys = np.zeros(capacity, dtype=np.int64)  # lower row << 32 | higher row
-        # [slot, epoch modulo CHAIN_EPOCHS]
-        self._lasting = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
-        self._decaying = np.zeros((capacity, CHAIN_EPOCHS), dtype=np.int64)
-        self._links = np.zeros(2 * capacity, dtype=np.int64)  # slots, two places for each
-        self._runs = np.zeros((1024, 3), dtype=np.int64)  # begin, end in `_links`, run before or -1
-        self._run_count = 0
-        self._newest_run = np.full(1024, -1, dtype=np.int64)  # of each row
-        # row -> newest of its runs that are in the slots beside it, which are those of all before
-        self._kept_together: dict[int, tuple[int, Rows]] = {}
-
-    def _slots(self, keys: Rows) -> Rows:
-        """[P] the slots of distinct keys in ascending order, new ones where they have none yet."""
-        first = len(self._table)
-        slots, is_new = self._table.slots(keys)
-        new = keys[is_new]
-        if len(new):
-            size = first + len(new)
-            self._keys = _grown(self._keys, size)
-            self._lasting = _grown(self._lasting, size)
-            self._decaying = _grown(self._decaying, size)
-            self._links = _grown(self._links, 2 * size)
-            self._keys[first:size] = new
-            self._link(new, first)
-        return slots
-
     def _link(self, keys: Rows, first: int) -> None:
         """Put runs of new pairs, whose slots begin at `first`, before the older runs of their rows.
 
         Both rows of a pair get it.
         """
-        rows = np.concatenate([keys >> 32, keys & _ROW_BITS])
+        rows = np.concatenate(rows_of(keys))
         order = np.argsort(rows)
         rows = rows[order]
-        self._links[2 * first : 2 * first + len(rows)] = first + order % len(keys)
+        end = 2 * first + len(rows)
+        self._links = grown(self._links, end)
+        self._links[2 * first : end] = first + order % len(keys)
         begins = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
         of_row = rows[begins]
         if int(of_row[-1]) >= len(self._newest_run):
-            self._newest_run = _grown(self._newest_run, int(of_row[-1]) + 1, -1)
+            self._newest_run = grown(self._newest_run, int(of_row[-1]) + 1, -1)
         runs = np.arange(self._run_count, self._run_count + len(begins))
         self._run_count += len(begins)
-        self._runs = _grown(self._runs, self._run_count)
+        self._runs = grown(self._runs, self._run_count)
         self._runs[runs, 0] = 2 * first + begins
         self._runs[runs, 1] = 2 * first + np.append(begins[1:], len(rows))
         self._runs[runs, 2] = self._newest_run[of_row]
         self._newest_run[of_row] = runs
 
-    def _scales(self) -> NDArray[np.float64]:
-        """[CHAIN_EPOCHS] what a column of `_decaying` is worth as of the newest epoch."""
+    def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """[CHAIN_EPOCHS] what lasting and what decaying sums are worth as of the newest epoch."""
         ages = (self.newest_epoch - np.arange(CHAIN_EPOCHS)) % CHAIN_EPOCHS
-        return 2.0 ** (-EPOCH_HALF_LIVES * ages.astype(np.float64))
+        lasting = float(SAMPLING) ** np.array(self.floors)
+        return lasting, lasting * 2.0 ** (-EPOCH_HALF_LIVES * ages.astype(np.float64))
+
+    def _raise_floor(self, column: int) -> None:
+        """Count the events of higher levels alone, until an epoch's pairs are few enough."""
+        above = self._count_above_floor().columns()
+        above = above.select(above.lasting[:, column] > 0)
+        levels, keys = levels_of(above.keys), without_level(above.keys)
+        floor = self.floors[column] + 1
+        while len(np.unique(keys[levels >= floor])) > self._max_of_epoch:
+            floor += 1
+        self.floors[column] = floor
+        self._pairs.clear(column)
+        counted = np.flatnonzero(levels >= floor)
+        counted = counted[np.argsort(keys[counted])]
+        if len(counted):
+            self._pairs.add(
+                keys[counted],
+                np.full(len(counted), column),
+                above.lasting[counted, column],
+                above.decaying[counted, column],
+            )
+        over = self._above_floor.columns()
+        is_dropped = levels_of(over.keys) <= floor
+        over.lasting[is_dropped, column] = 0
+        over.decaying[is_dropped, column] = 0
+        self._hold_what_is_left()
 
     def _advance(self, epoch: int) -> None:
         """Move on to a newer epoch and forget the pairs that only forgotten epochs held."""
@@ -193,27 +275,14 @@ class Transitions:
             return
         steps = min(epoch - self.newest_epoch, CHAIN_EPOCHS)
         self.newest_epoch = epoch
-        if not len(self._table):
-            return
         for step in range(steps):
-            self._lasting[:, (epoch - step) % CHAIN_EPOCHS] = 0
-            self._decaying[:, (epoch - step) % CHAIN_EPOCHS] = 0
-        size = len(self._table)
-        kept = np.flatnonzero(self._lasting[:size].any(axis=1))
-        self._hold(self._keys[kept], self._lasting[kept], self._decaying[kept], epoch)
+            column = (epoch - step) % CHAIN_EPOCHS
+            self.floors[column] = 0
+            self._pairs.clear(column)
+            self._count_above_floor().clear(column)
+        if len(self._pairs):
+            self._hold_what_is_left()
 
-
-def rows_of_pairs(pairs: Rows) -> Rows:
-    """The distinct rows of pairs as `Transitions.add` returns them."""
-    return np.flatnonzero(np.bincount(np.concatenate([pairs >> 32, pairs & _ROW_BITS])))
-
-
-def _grown(column: NDArray[np.int64], size: int, fill: int = 0) -> NDArray[np.int64]:
-    """The column, or where it is shorter than `size` a copy of twice that."""
-    if size <= len(column):
-        return column
-    grown = np.zeros((2 * size, *column.shape[1:]), dtype=np.int64)
-    grown[: len(column)] = column
-    if fill:
-        grown[len(column) :] = fill
-    return grown
+    def _hold_what_is_left(self) -> None:
+        above = self._count_above_floor()
+        self._hold(PairCounts.of(self._pairs.columns()), PairCounts.of(above.columns()))

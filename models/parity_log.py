@@ -45,6 +45,7 @@ class ParityPlan:
     popularity_half_lives_ms: tuple[int, int]
     chain_half_life_ms: int
     neighbours: int
+    max_pairs: int
 
 
 @dataclass(frozen=True, slots=True)

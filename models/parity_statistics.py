@@ -1,7 +1,7 @@
 """Work out live statistics at a position from the events themselves, with real-number decays.
 
-The definitions are those of DESIGN 1 and 2, computed anew: nothing here is summed in fixed point
-or kept from one position to the next.
+The definitions are computed anew: nothing here is summed in fixed point or kept from one position
+to the next.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _STEPS = 4096
 _EPOCH_HALF_LIVES = 12
 _POPULARITY_EPOCHS = 3
 _CHAIN_EPOCHS = 2
+#: One event in 8 is of level 1 or more, one in 64 of level 2 or more, ..., and none above 7.
+_SAMPLING, _MAX_LEVEL = 8, 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,10 @@ class PlainStatistics:
                 if before != item and event.weight:
                     links[before].append((item, at, event.weight / 16 / distance))
                     links[item].append((before, at, event.weight / 16 / distance))
+        of_event = [(*sorted((item, to)), at) for item, f in links.items() for to, at, _ in f]
+        #: [P, 3] each pair of items of an event, and the event's number
+        self._pairs = np.array(sorted(set(of_event)), dtype=np.int64).reshape(-1, 3)
+        self._level = np.array([_level(e.partition, e.offset) for e in events], dtype=np.int64)
         self._links = {
             item: tuple(np.array(column) for column in zip(*found, strict=True))
             for item, found in links.items()
@@ -87,9 +93,10 @@ class PlainStatistics:
         """The neighbours of a user's last items; the k-th newest counts 1/k."""
         counted = self._within_horizon(visible, 2, _CHAIN_EPOCHS)
         newest = self._age[2][visible].max(initial=0.0)
+        worth = self._worth(counted)
         items, shares = [], []
         for distance, name in enumerate(newest_first, start=1):
-            found = self._neighbours(self.number.get(name, -1), counted, newest)
+            found = self._neighbours(self.number.get(name, -1), worth, newest)
             if found is not None:
                 items.append(found[0])
                 shares.append(found[1] / distance)
@@ -99,15 +106,16 @@ class PlainStatistics:
         return Chain(np.concatenate(items), weights / weights.sum(axis=1, keepdims=True))
 
     def _neighbours(
-        self, item: int, counted: NDArray[np.bool_], newest: float
+        self, item: int, worth: Floats, newest: float
     ) -> tuple[NDArray[np.int64], Floats] | None:
         """([n] items, [2, n] shares): the strongest of each kind, shares of all."""
         if item not in self._links:
             return None
         to, at, amount = self._links[item]
-        kept = counted[at]
+        kept = worth[at] > 0
         if not kept.any():
             return None
+        amount = amount * worth[at]
         others, place = np.unique(to[kept], return_inverse=True)
         decay = 2.0 ** (self._age[2][at[kept]] - newest)
         weights = np.stack(
@@ -121,6 +129,23 @@ class PlainStatistics:
             chosen = np.union1d(*strongest)
             others, shares = others[chosen], shares[:, chosen]
         return others, shares
+
+    def _worth(self, counted: NDArray[np.bool_]) -> Floats:
+        """[N] how many events each one stands for: 0 below its epoch's floor.
+
+        An epoch's floor is the lowest level from which on it has few enough pairs.
+        """
+        worth = counted.astype(np.float64)
+        lower, higher, event = self._pairs[counted[self._pairs[:, 2]]].T
+        pair, at_most = lower * len(self.items) + higher, self._plan.max_pairs // _CHAIN_EPOCHS
+        for epoch in np.unique(self._epoch[2][event]):
+            here = self._epoch[2][event] == epoch
+            floor = 0
+            while len(np.unique(pair[here & (self._level[event] >= floor)])) > at_most:
+                floor += 1
+            of_epoch = self._epoch[2] == epoch
+            worth[of_epoch] *= np.where(self._level[of_epoch] >= floor, _SAMPLING**floor, 0)
+        return worth
 
     def _within_horizon(
         self, visible: NDArray[np.bool_], kind: int, epochs: int
@@ -138,6 +163,15 @@ class PlainStatistics:
 def _rounded(values: Floats) -> Floats:
     """Sums that differ only by the order of their terms are equal."""
     return np.round(values, 9)
+
+
+def _level(partition: int, offset: int) -> int:
+    """Of an event, by the hash of its place (SplitMix64): a third of the zeros at its end."""
+    bits = (partition * 0x9E3779B97F4A7C15 + offset) % 2**64
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB % 2**64
+    bits ^= bits >> 31
+    return next((level for level in range(_MAX_LEVEL) if bits % 8 ** (level + 1)), _MAX_LEVEL)
 
 
 def _hash(item: str) -> int:

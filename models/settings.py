@@ -29,6 +29,7 @@ class TrainerSettings(Struct, frozen=True):
     popularity_half_lives_ms: tuple[int, int] = (DAY_MS, 7 * DAY_MS)
     chain_half_life_ms: int = 14 * DAY_MS
     neighbours: int = 64
+    max_pairs: int = 4_000_000
     event_types: dict[str, EventRole] = field(default_factory=dict)
 
     def role_of(self, event_type: str) -> EventRole | None:
@@ -43,7 +44,10 @@ class TrainerSettings(Struct, frozen=True):
     def statistics(self) -> StatisticsSettings:
         """Settings of the live statistics."""
         return StatisticsSettings(
-            self.popularity_half_lives_ms, self.chain_half_life_ms, self.neighbours
+            self.popularity_half_lives_ms,
+            self.chain_half_life_ms,
+            self.neighbours,
+            self.max_pairs,
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from mode import Service
 
 from export.items import ItemIndex
-from export.statistics import ItemStatistics, StatisticsSettings
+from export.statistics import ItemStatistics
 from stream import metrics
 from stream.catalogue import Catalogue
 from stream.dead_letters import DeadLetter
@@ -141,10 +141,13 @@ class LiveParts(Service):  # type: ignore[misc]
 
     def _observe(self) -> None:
         metrics.STATISTICS_EVENTS.set(self.statistics.statistics.events)
+        metrics.STATISTICS_PAIRS.set(self.statistics.statistics.pairs)
+        metrics.STATISTICS_FLOOR.set(self.statistics.statistics.floor)
+        metrics.ITEMS.set(len(self.statistics.statistics.index))
         metrics.STATISTICS_REFUSED.set(self.statistics.refused)
 
     def _load_statistics(self, topics: StatisticsTopics | None) -> LiveStatistics:
-        settings = statistics_settings(self.settings)
+        settings = self.settings.statistics
         source = statistics_source(self.settings)
         try:
             live = load_snapshot(self.snapshot_folder, self.index, settings, source, topics)
@@ -160,13 +163,6 @@ class LiveParts(Service):  # type: ignore[misc]
 def snapshot_folder(settings: Settings) -> Path:
     """Where the snapshots of an engine's statistics lie."""
     return Path(settings.registry) / ".statistics" / (settings.prefix + settings.group)
-
-
-def statistics_settings(settings: Settings) -> StatisticsSettings:
-    """The part of the settings that decides what the statistics are."""
-    return StatisticsSettings(
-        settings.popularity_half_lives_ms, settings.chain_half_life_ms, settings.neighbours
-    )
 
 
 def statistics_source(settings: Settings) -> str:

@@ -30,6 +30,11 @@ BATCH_SECONDS = Histogram(
     "driftline_batch_seconds", "Time of a batch's steps", ["step"], buckets=_SECONDS
 )
 STATISTICS_EVENTS = Gauge("driftline_statistics_events", "Events in the live statistics")
+STATISTICS_PAIRS = Gauge("driftline_statistics_pairs", "Pairs of items in the live statistics")
+STATISTICS_FLOOR = Gauge(
+    "driftline_statistics_floor", "Pairs are those of one in 8 to the power of this of the events"
+)
+ITEMS = Gauge("driftline_items", "Items that were met, of which each takes memory")
 STATISTICS_REFUSED = Gauge("driftline_statistics_refused", "Unreadable records of item-statistics")
 RELEASE_VERSION = Gauge("driftline_release_version", "The release that ranks; 0 is none")
 READY = Gauge("driftline_ready", "1 while partitions are assigned, restored, and move")

@@ -15,10 +15,11 @@ from msgspec import Meta, Struct, field
 
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError, convert, gather
-from export.statistics import DAY_MS
+from export.statistics import DAY_MS, StatisticsSettings
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
+Pairs = Annotated[int, Meta(ge=1000, le=500_000_000)]
 ListsPerSecond = Annotated[float, Meta(ge=0, le=1000)]
 
 
@@ -73,6 +74,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     popularity_half_lives_ms: tuple[Positive, Positive] = (DAY_MS, 7 * DAY_MS)  # of the trend
     chain_half_life_ms: Positive = 14 * DAY_MS  # of transitions between items
     neighbours: Annotated[int, Meta(ge=1, le=1000)] = 64  # strongest of each item that are read
+    max_pairs: Pairs = 4_000_000  # of items, counted; where there are more, of a sample of events
     popularity_share: Annotated[float, Meta(ge=0, le=1)] = 0.7  # of a list without a model
     snapshot_interval_s: Annotated[float, Meta(gt=0)] = 60.0  # between two saved statistics
 
@@ -93,6 +95,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     def role_of(self, event_type: str) -> EventRole | None:
         """What a type does; None: unknown, so ignored."""
         return self.event_types.get(event_type) or DEFAULT_EVENT_TYPES.get(event_type)
+
+    @property
+    def statistics(self) -> StatisticsSettings:
+        """The part that decides what the live statistics are."""
+        return StatisticsSettings(
+            self.popularity_half_lives_ms,
+            self.chain_half_life_ms,
+            self.neighbours,
+            self.max_pairs,
+        )
 
     def topic(self, name: str) -> str:
         """The full name of one of the topics."""

@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from export.errors import DriftlineError
 from export.items import ItemIndex
+from export.pair_counts import PairColumns, levels_of, pair_keys, rows_of
 from export.statistics import ItemStatistics, StatisticsSettings
+from export.transitions import TransitionColumns
 from stream.kafka.marks import SOURCE_REMADE, ForeignStateError
 from stream.statistics import LiveStatistics, StatisticsTopics
 
-SNAPSHOT_VERSION = 1
+SNAPSHOT_VERSION = 2
 #: Snapshots kept beside the newest one: a worker may be reading the one before.
 _KEPT = 2
 
@@ -117,7 +119,7 @@ def _require_same_events(of: StatisticsTopics, now: StatisticsTopics, folder: Pa
 
 def _arrays(live: LiveStatistics, source: str) -> dict[str, NDArray[np.generic]]:
     statistics = live.statistics
-    keys, lasting, decaying = statistics.transitions.columns()
+    transitions = statistics.transitions.columns()
     about = {
         "version": SNAPSHOT_VERSION,
         "source": source,
@@ -127,17 +129,21 @@ def _arrays(live: LiveStatistics, source: str) -> dict[str, NDArray[np.generic]]
         "watermarks": statistics.watermarks,
         "newest_ms": statistics.newest_ms,
         "events": statistics.events,
-        "chain_epoch": statistics.transitions.newest_epoch,
+        "chain_epoch": transitions.newest_epoch,
+        "chain_floors": transitions.floors,
         "epochs": [sorted(counts.sums) for counts in statistics.popularity_counts],
     }
     size = len(statistics.index)
     arrays: dict[str, NDArray[np.generic]] = {
         "about": np.array(json.dumps(about)),
         "items": np.array(json.dumps(statistics.index.ids)),
-        "pairs": keys,
-        "lasting": lasting,
-        "decaying": decaying,
     }
+    for name, columns in (("", transitions.pairs), ("above-", transitions.above_floor)):
+        lower, higher = rows_of(columns.keys)
+        arrays[f"{name}pairs"] = np.stack([lower, higher], axis=1).astype(np.int32)
+        arrays[f"{name}levels"] = levels_of(columns.keys).astype(np.int8)
+        arrays[f"{name}lasting"] = columns.lasting.copy()
+        arrays[f"{name}decaying"] = columns.decaying.copy()
     for number, counts in enumerate(statistics.popularity_counts):
         for epoch, sums in counts.sums.items():
             arrays[f"popularity-{number}-{epoch}"] = sums[:size].copy()
@@ -155,15 +161,23 @@ def _restore(statistics: ItemStatistics, arrays: object, about: dict[str, object
             saved = columns[f"popularity-{number}-{epoch}"]
             sums[rows[: len(saved)]] = saved
             counts.sums[epoch] = sums
-    pairs = columns["pairs"]
-    keys = (rows[pairs >> 32] << 32) | rows[pairs & 0xFFFFFFFF]
+    pairs, above_floor = (_pair_columns(columns, name, rows) for name in ("", "above-"))
+    floors = tuple(cast(list[int], about["chain_floors"]))
     statistics.transitions.restore(
-        keys, columns["lasting"], columns["decaying"], cast(int, about["chain_epoch"])
+        TransitionColumns(pairs, above_floor, cast(int, about["chain_epoch"]), floors)
     )
     marks = cast(dict[str, int], about["watermarks"])
     statistics.watermarks = {int(partition): offset for partition, offset in marks.items()}
     statistics.newest_ms = cast(int, about["newest_ms"])
     statistics.events = cast(int, about["events"])
+
+
+def _pair_columns(
+    columns: dict[str, NDArray[np.int64]], name: str, rows: NDArray[np.int64]
+) -> PairColumns:
+    one, other = rows[columns[f"{name}pairs"]].T
+    keys = pair_keys(one, other, columns[f"{name}levels"].astype(np.int64))
+    return PairColumns(keys, columns[f"{name}lasting"], columns[f"{name}decaying"])
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from stream.live import statistics_source
 from stream.simulate.broker import Broker
 from stream.snapshots import take_snapshot
 from stream.topics import state_changelog
-from stream.verify.counts import check_counts
+from stream.verify.counts import CountsSettings, check_counts
 from stream.verify.deltas import check_deltas
 from stream.verify.events import EventRules
 from stream.verify.fold import check_commits, check_dead_letters, check_sent_on, fold_log
@@ -64,13 +64,12 @@ def check_engine(around: Surroundings, broker: Broker, last: SimulatedWorker) ->
     applied = applied_offsets(log.read(settings.topic("decisions"), ""), sent)
     committed: dict[int, int | None] = {p: broker.group.committed.get(p) for p in ends}
     snapshot = take_snapshot(last.live.statistics, statistics_source(settings))
-    half_lives = list(settings.popularity_half_lives_ms)
     return Report(
         [
             rows,
             check_last_disk(last, changelog),
             deltas,
-            check_counts(snapshot.arrays, state.deltas, half_lives, settings.chain_half_life_ms),
+            check_counts(snapshot.arrays, state.deltas, CountsSettings.of(settings)),
             check_lists(sent, applied, state, stored, topic),
             check_interests(log.read(settings.topic("interests"), ""), state),
             check_dead_letters(log.read(settings.topic("dead-letters"), ""), events, folded),

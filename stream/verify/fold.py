@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stream.settings import Settings
-from stream.verify.counts import check_snapshot
+from stream.verify.counts import CountsSettings, check_snapshot
 from stream.verify.deltas import check_deltas
 from stream.verify.events import EventRules, Refused, SentOn
 from stream.verify.lists import SentLists, applied_offsets, check_interests, check_lists
@@ -61,8 +61,7 @@ def verify_fold(settings: Settings, data_dirs: list[Path]) -> Report:
     counts = check_snapshot(
         Path(settings.registry) / ".statistics" / app,
         state.deltas,
-        list(settings.popularity_half_lives_ms),
-        settings.chain_half_life_ms,
+        CountsSettings.of(settings),
     )
     sent = SentLists.of(log.read(settings.topic("recommendations"), "lists"))  # 4
     applied = applied_offsets(log.read(settings.topic("decisions"), "decisions"), sent)

@@ -57,6 +57,7 @@ def compare(settings: Settings, samples: int, seed: int) -> Comparison:
         popularity_half_lives_ms=settings.popularity_half_lives_ms,
         chain_half_life_ms=settings.chain_half_life_ms,
         neighbours=settings.neighbours,
+        max_pairs=settings.max_pairs,
     )
     report: Comparison = check.verify_parity(plan)
     return report

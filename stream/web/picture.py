@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from export.items import ItemIndex
-from export.statistics import ItemStatistics, StatisticsSettings
+from export.statistics import ItemStatistics
 from stream.catalogue import Catalogue
 from stream.events import (
     Decision,
@@ -80,11 +80,7 @@ class Picture:
         self.hit_rates = HitRates(
             ItemStatistics(
                 self.index,
-                StatisticsSettings(
-                    settings.popularity_half_lives_ms,
-                    settings.chain_half_life_ms,
-                    settings.neighbours,
-                ),
+                settings.statistics,
             ),
             self.index,
             self.catalogue,

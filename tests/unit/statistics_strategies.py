@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
 
 from export.items import NO_ROW, ItemIndex
+from export.pair_counts import PairColumns, levels_of, rows_of
 from export.statistics import CHAIN_DEPTH, DAY_MS, Deltas, ItemStatistics, StatisticsSettings
 
 ITEMS = [f"item-{number}" for number in range(12)]
 START_MS = 1_700_000_000_000
 #: Short half-lives: drawn times then lie in several epochs, forgotten ones too.
 SETTINGS = StatisticsSettings((DAY_MS, 7 * DAY_MS), 14 * DAY_MS, neighbours=3)
+#: So few that drawn events are sampled.
+FEW_PAIRS = replace(SETTINGS, max_pairs=8)
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,18 @@ def bits(statistics: ItemStatistics) -> dict[str, object]:
     for row, item in enumerate(ids):
         rows, shares = statistics.chain([row])
         told[item] = {ids[to]: shares[:, at].tobytes() for at, to in enumerate(rows.tolist())}
-    keys, lasting, decaying = statistics.transitions.columns()
-    told["pairs"] = {
-        (ids[key >> 32], ids[key & 0xFFFFFFFF]): (lasting[at].tobytes(), decaying[at].tobytes())
-        for at, key in enumerate(keys.tolist())
-    }
+    told["scale"] = statistics.transitions.scale
+    held = statistics.transitions.columns()
+    told["pairs"], told["above floor"] = sums(held.pairs, ids), sums(held.above_floor, ids)
     return told
+
+
+def sums(columns: PairColumns, names: Sequence[object]) -> dict[object, bytes]:
+    """The bits of each pair's sums, by what its two rows are called."""
+    rows = zip(*(side.tolist() for side in rows_of(columns.keys)), strict=True)
+    return {
+        (level, frozenset((names[one], names[other]))): lasting.tobytes() + decaying.tobytes()
+        for level, (one, other), lasting, decaying in zip(
+            levels_of(columns.keys).tolist(), rows, columns.lasting, columns.decaying, strict=True
+        )
+    }

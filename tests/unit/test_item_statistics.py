@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from statistics_strategies import (
+    FEW_PAIRS,
     ITEMS,
     SETTINGS,
     START_MS,
@@ -20,10 +21,11 @@ from statistics_strategies import (
     deltas_of,
     index_of,
     statistics_of,
+    sums,
 )
 
 from export.decay import EPOCH_HALF_LIVES, epochs_and_weights
-from export.items import item_hash
+from export.items import NO_ROW, item_hash
 from export.slot_table import SlotTable
 from export.statistics import (
     CHAIN_DEPTH,
@@ -31,11 +33,12 @@ from export.statistics import (
     DAY_MS,
     POPULARITY_EPOCHS,
     DecayedCounts,
+    Deltas,
     ItemStatistics,
     StatisticsSettings,
     _by_owner_and_hash,
 )
-from export.transitions import CHAIN_EPOCHS, Transitions
+from export.transitions import CHAIN_EPOCHS, SAMPLING, Transitions, event_levels
 
 #: What the newest and the oldest time of a step differ by: 2^(1/4096) - 1.
 STEP = 1.8e-4
@@ -47,8 +50,10 @@ def test_any_interleaving_and_any_batching_gives_the_same_bits(data):
     order = data.draw(st.permutations(ITEMS))
     batches = data.draw(cut_up(events))
 
-    at_once = statistics_of([events])
-    in_parts = statistics_of(batches, order)
+    settings = data.draw(st.sampled_from([SETTINGS, FEW_PAIRS]))
+
+    at_once = statistics_of([events], settings=settings)
+    in_parts = statistics_of(batches, order, settings)
 
     assert bits(in_parts) == bits(at_once)
 
@@ -106,16 +111,17 @@ def test_transitions_are_the_same_bits_in_any_order(data):
     events = data.draw(counted_events(span_days=900))
     shuffled = data.draw(st.permutations(events))
 
-    def linked(order: list[Counted]) -> dict[int, bytes]:
-        transitions, index = Transitions(14 * DAY_MS), index_of(ITEMS)
+    max_pairs = data.draw(st.integers(2, 40))
+
+    def linked(order: list[Counted]) -> tuple[object, ...]:
+        transitions, index = Transitions(14 * DAY_MS, max_pairs), index_of(ITEMS)
         for event in order:
             (deltas,) = deltas_of([event], index)
-            transitions.add(deltas.items, deltas.previous, deltas.times_ms, deltas.weights)
-        keys, lasting, decaying = transitions.columns()
-        return {
-            key: lasting[at].tobytes() + decaying[at].tobytes()
-            for at, key in enumerate(keys.tolist())
-        }
+            levels = event_levels(deltas.partition, deltas.offsets)
+            transitions.add(deltas.items, deltas.previous, deltas.times_ms, deltas.weights, levels)
+            assert len(transitions) <= max_pairs
+        held = transitions.columns()
+        return transitions.scale, sums(held.pairs, ITEMS), sums(held.above_floor, ITEMS)
 
     assert linked(shuffled) == linked(events)
 
@@ -211,18 +217,57 @@ def test_events_of_forgotten_epochs_count_no_more_whenever_they_arrive():
 
 def test_pairs_that_only_forgotten_epochs_held_take_no_memory():
     epoch_ms = EPOCH_HALF_LIVES * DAY_MS
-    transitions = Transitions(DAY_MS)
+    transitions = Transitions(DAY_MS, 1000)
 
     def add(before: int, after: int, time_ms: int) -> None:
         previous = np.array([[before] + [-1] * (CHAIN_DEPTH - 1)])
-        transitions.add(np.array([after]), previous, np.array([time_ms]), np.array([16]))
+        one = np.array([16])
+        transitions.add(np.array([after]), previous, np.array([time_ms]), one, np.array([0]))
 
     add(0, 1, START_MS)
     add(2, 3, START_MS + CHAIN_EPOCHS * epoch_ms)
 
-    assert len(transitions) == 2
+    assert len(transitions) == 1
     assert len(transitions.neighbours(0)[0]) == 0
     assert transitions.neighbours(3)[0].tolist() == [2]
+
+
+def test_of_more_pairs_than_may_be_held_those_of_a_sample_are_with_the_same_weights():
+    rng = np.random.default_rng(3)
+    index, limit, events = index_of([]), 20_000, 200_000
+    index.rows([f"item-{number}" for number in range(2000)])
+    statistics = ItemStatistics(index, StatisticsSettings(neighbours=8, max_pairs=limit))
+
+    for begin in range(0, events, 1000):
+        items = rng.integers(0, 2000, 1000)
+        previous = np.full((1000, CHAIN_DEPTH), NO_ROW)
+        previous[:, 0] = (items + 1) % 2000  # what usually comes before
+        previous[:, 1] = rng.integers(0, 2000, 1000)  # and what comes once
+        at = np.arange(begin, begin + 1000)
+        statistics.apply(Deltas(0, at, items, previous, START_MS + at, np.full(1000, 16)))
+
+    held = statistics.transitions
+    assert statistics.floor == 2
+    assert limit // CHAIN_EPOCHS // SAMPLING < len(held) <= limit // CHAIN_EPOCHS
+    # half of all weight leads to the next item and the one before, of each item alike
+    usual = [
+        sum(weights[0][np.isin(to, [(row - 1) % 2000, (row + 1) % 2000])])
+        for row in range(2000)
+        for to, weights in [held.neighbours(row)]
+    ]
+    assert np.mean(usual) == pytest.approx(2 * 60 * 16 * events / 2000, rel=0.05)
+    strongest = [set(statistics.strongest(row)[0].tolist()) for row in range(2000)]
+    found = [len({(row - 1) % 2000, (row + 1) % 2000} & of) for row, of in enumerate(strongest)]
+    assert np.mean(found) > 1.5
+
+
+def test_one_event_in_eight_is_of_the_next_level_whatever_its_partition():
+    levels = np.stack([event_levels(partition, np.arange(1 << 16)) for partition in range(8)])
+
+    for level in range(1, 4):
+        share = (levels >= level).mean(axis=1)
+        assert share == pytest.approx(SAMPLING**-level, rel=0.3)
+    assert (levels[0] != levels[1]).mean() > 0.2
 
 
 @given(

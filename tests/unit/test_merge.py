@@ -133,7 +133,7 @@ class Log:
         plan = ParityPlan(
             *("", "", "", 0, 0, DEFAULT_EVENT_TYPES, settings.max_history, settings.dedupe_ring),
             *(settings.max_lateness_ms, settings.popularity_half_lives_ms),
-            *(settings.chain_half_life_ms, settings.neighbours),
+            *(settings.chain_half_life_ms, settings.neighbours, settings.max_pairs),
         )
         fold = LogFold(plan, found, PARTITIONS)
         for placed in self.in_order:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from statistics_strategies import (
+    FEW_PAIRS,
     ITEMS,
     SETTINGS,
     START_MS,
@@ -19,10 +21,13 @@ from statistics_strategies import (
     statistics_of,
 )
 
+from export.items import item_hash
 from export.statistics import StatisticsSettings
 from stream.kafka.marks import ForeignStateError
 from stream.snapshots import SnapshotError, load_snapshot, save_snapshot, take_snapshot
 from stream.statistics import LiveStatistics, StatisticsTopics
+from stream.verify.counts import CountsSettings, check_counts
+from stream.verify.users import Delta
 
 SOURCE = "item-statistics/8"
 EVENTS = [
@@ -34,11 +39,13 @@ EVENTS = [
 @given(st.data())
 def test_statistics_come_back_bit_for_bit_in_another_order_of_rows(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("snapshots")
-    live = LiveStatistics(statistics_of([data.draw(counted_events())]), {0: 5, 2: 9})
+    settings = data.draw(st.sampled_from([SETTINGS, FEW_PAIRS]))
+    events = data.draw(counted_events())
+    live = LiveStatistics(statistics_of([events], settings=settings), {0: 5, 2: 9})
     index = index_of(data.draw(st.permutations(ITEMS))[: data.draw(st.integers(0, 12))])
 
     save_snapshot(folder, take_snapshot(live, SOURCE))
-    back = load_snapshot(folder, index, SETTINGS, SOURCE)
+    back = load_snapshot(folder, index, settings, SOURCE)
 
     assert back is not None
     assert bits(back.statistics) == bits(live.statistics)
@@ -50,14 +57,45 @@ def test_statistics_go_on_from_a_snapshot_as_if_they_had_never_stopped(tmp_path_
     folder = tmp_path_factory.mktemp("snapshots")
     events = data.draw(counted_events())
     cut = data.draw(st.integers(1, len(events)))
-    stopped = LiveStatistics(statistics_of([events[:cut]]))
+    settings = data.draw(st.sampled_from([SETTINGS, FEW_PAIRS]))
+    stopped = LiveStatistics(statistics_of([events[:cut]], settings=settings))
 
     save_snapshot(folder, take_snapshot(stopped, SOURCE))
-    back = load_snapshot(folder, index_of(ITEMS[::-1]), SETTINGS, SOURCE)
+    back = load_snapshot(folder, index_of(ITEMS[::-1]), settings, SOURCE)
     assert back is not None
     back.statistics.apply(*deltas_of(events, back.statistics.index))
 
-    assert bits(back.statistics) == bits(statistics_of([events]))
+    assert bits(back.statistics) == bits(statistics_of([events], settings=settings))
+
+
+@given(counted_events(), st.integers(2, 40))
+def test_what_is_held_is_what_the_checker_counts(events, max_pairs):
+    settings = dataclasses.replace(SETTINGS, max_pairs=max_pairs)
+    known = {event.item for event in events}
+    events = [
+        dataclasses.replace(event, previous=tuple(n for n in event.previous if n in known))
+        for event in events
+    ]
+    snapshot = take_snapshot(LiveStatistics(statistics_of([events], settings=settings)), SOURCE)
+    deltas = {
+        (event.partition, event.offset): Delta(
+            event.item,
+            tuple(map(item_hash, event.previous)),
+            event.time_ms,
+            event.weight,
+        )
+        for event in events
+    }
+
+    check = check_counts(
+        snapshot.arrays,
+        deltas,
+        CountsSettings(
+            settings.popularity_half_lives_ms, settings.chain_half_life_ms, settings.max_pairs
+        ),
+    )
+
+    assert check.holds, check.told
 
 
 @given(counted_events())

@@ -26,7 +26,7 @@ from stream.row_codec import FILTER
 from stream.settings import Settings
 from stream.snapshots import save_snapshot, take_snapshot
 from stream.statistics import LiveStatistics, decode_deltas, encode_deltas
-from stream.verify.counts import check_snapshot
+from stream.verify.counts import CountsSettings, check_snapshot
 from stream.verify.deltas import DeltaTopic, check_deltas
 from stream.verify.events import Control, Event, EventRules, Refused, SentOn
 from stream.verify.lists import SentLists, check_lists
@@ -174,6 +174,7 @@ def test_the_check_of_lists_counts_the_same_events_with_the_same_items_before(re
         popularity_half_lives_ms=settings.popularity_half_lives_ms,
         chain_half_life_ms=settings.chain_half_life_ms,
         neighbours=settings.neighbours,
+        max_pairs=settings.max_pairs,
     )
     log = EventLog()
     fold = LogFold(plan, log, PARTITIONS)
@@ -319,7 +320,7 @@ def test_a_workers_counts_are_those_of_the_independent_fold(tmp_path_factory, re
     live = counted(world, 1)
     save_snapshot(folder, take_snapshot(live, "source"))
 
-    check = check_snapshot(folder, world.expected.deltas, *half_lives())
+    check = check_snapshot(folder, world.expected.deltas, CountsSettings.of(SETTINGS))
 
     assert check.holds, check.told
 
@@ -329,14 +330,10 @@ def test_counts_that_count_twice_are_found(tmp_path):
     live = counted(world, 2)
     save_snapshot(tmp_path, take_snapshot(live, "source"))
 
-    check = check_snapshot(tmp_path, world.expected.deltas, *half_lives())
+    check = check_snapshot(tmp_path, world.expected.deltas, CountsSettings.of(SETTINGS))
 
     assert check.twice == 6
     assert check.wrong > 0
-
-
-def half_lives() -> tuple[list[int], int]:
-    return list(SETTINGS.popularity_half_lives_ms), SETTINGS.chain_half_life_ms
 
 
 def counted(world: World, times: int) -> LiveStatistics:
