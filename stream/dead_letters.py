@@ -25,7 +25,13 @@ class DeadLetter:
     def cut(self) -> DeadLetter:
         """The same without the bytes that are not kept, for one that has to wait."""
         size = len(self.value or b"") if self.value_bytes is None else self.value_bytes
-        return replace(self, key=self.kept_key(), value=self.kept_value(), value_bytes=size)
+        return replace(
+            self,
+            reason=self.reason[:MAX_REASON],
+            key=self.kept_key(),
+            value=self.kept_value(),
+            value_bytes=size,
+        )
 
     def headers(self) -> list[tuple[str, bytes]]:
         """The record's headers on dead-letters; its key and value are those that were refused."""

@@ -79,8 +79,10 @@ class RefusedItems:
             metrics.DEAD_LETTERS.labels("items").inc(len(outbox.records[where]))
             topic = self._settings.topic("items")
             await consumer.commit({TopicPartition(topic, p): end for p, end in done.items()})
-        for _ in waiting:
-            self._live.refused_items.popleft()
+        refused = self._live.refused_items
+        # those that came meanwhile may have pushed out some of these
+        while refused and refused[0].offset < done.get(refused[0].partition, 0):
+            refused.popleft()
 
     async def close(self) -> None:
         """Let go of the connection."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from kafka.admin import KafkaAdminClient
 from kafka.errors import KafkaError
+from kafka.net.compat import KafkaNetClient
 from mode import Service
 
 from stream import metrics
@@ -104,15 +105,31 @@ class TopicWatch(Service):  # type: ignore[misc]
         """Blocks. The connection is kept from one time to the next, and made anew after errors."""
         try:
             if self._admin is None:
-                self._admin = KafkaAdminClient(
-                    bootstrap_servers=self._bootstrap,
-                    client_id="driftline-topics",
-                    request_timeout_ms=_TIMEOUT_MS,
-                    bootstrap_timeout_ms=_TIMEOUT_MS,
-                )
+                self._admin = self._connect()
             return topic_ids(self._admin, list(self._ids))
         except BaseException:
             self._disconnect()
+            raise
+
+    def _connect(self) -> KafkaAdminClient:
+        """Where no broker answers, kafka-python leaves its thread and sockets to nobody."""
+        clients: list[KafkaNetClient] = []
+
+        def client(**configs: Any) -> KafkaNetClient:
+            clients.append(KafkaNetClient(**configs))
+            return clients[0]
+
+        try:
+            return KafkaAdminClient(
+                bootstrap_servers=self._bootstrap,
+                client_id="driftline-topics",
+                request_timeout_ms=_TIMEOUT_MS,
+                bootstrap_timeout_ms=_TIMEOUT_MS,
+                kafka_client=client,
+            )
+        except BaseException:
+            for left in clients:
+                left.close()
             raise
 
     def _disconnect(self) -> None:

@@ -56,6 +56,14 @@ SOAK_FAULTS = (
     "broker-kill",
     "disk-full",
 )
+#: All lists come, as nobody would know why one did not; of ten items, as all are kept for the
+#: checker. Items are drawn evenly, so that there is no end of pairs: their bound is soon reached.
+_SETTINGS = {
+    "list_length": 10,
+    "postpone_after_ms": 10**9,
+    "snapshot_interval_s": 60.0,
+    "max_pairs": 1_000_000,
+}
 #: Memory of the worker that is never struck may grow by so much.
 GROWTH_MB_PER_HOUR = 30.0
 #: Memory and late lists are judged in a soak of so many minutes or more, with faults so far apart:
@@ -238,7 +246,7 @@ def _started(
         cluster,
         home / "engine",
         "soak-",
-        {"release": release.name, "list_length": 50, "postpone_after_ms": 10**9},
+        {"release": release.name, **_SETTINGS},
     )
     stack.callback(engine.close)
     registry = Path(engine.settings.registry)

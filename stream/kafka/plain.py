@@ -34,17 +34,30 @@ def hand_over_plain(consumer: Any, is_plain: Callable[[str], bool]) -> None:
 
 def _make_plain(found: Any) -> None:
     records = found._partition_records
-    if records is None or "_consumer_record" in vars(records):
-        return
-    records._consumer_record = lambda tp, record: record
+    if records is not None:
+        records._consumer_record = _as_it_is
+        found.__class__ = PlainResult
 
-    def getall(max_records: int | None = None) -> list[Any]:
-        if not found.check_assignment(found._topic_partition) or not found.has_more():
+
+def _as_it_is(tp: Any, record: Any) -> Any:
+    return record
+
+
+class PlainResult(FetchResult):  # type: ignore[misc]
+    """A fetch result that hands over records as they were parsed.
+
+    A class, and no function put on the object: that would hold the object which holds it, and so
+    the whole answer until Python looks for cycles.
+    """
+
+    _partition_records: Any
+
+    def getall(self, max_records: int | None = None) -> list[Any]:
+        """At most so many of the records that are left; none where the partition went away."""
+        if not self.check_assignment(self._topic_partition) or not self.has_more():
             return []
-        taken = list(islice(records._records_iterator, max_records))
-        found._update_position()
+        taken = list(islice(self._partition_records._records_iterator, max_records))
+        self._update_position()
         if max_records is None or len(taken) < max_records:
-            found._partition_records = None
+            self._partition_records = None
         return taken
-
-    found.getall = getall

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,3 +111,18 @@ def test_a_flipped_bit_is_refused():
 
     with pytest.raises(CorruptRecordException):
         found.getall(10)
+
+
+def test_an_answer_is_freed_when_all_of_it_was_handed_over():
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, 0, 10_000)
+    builder.append(0, 1, b"key", b"value", [])
+    consumer = Consumer(bytes(builder.build()), 0, is_plain=True)
+    found = consumer.fetch()
+    answer = weakref.ref(found._partition_records)
+    gc.disable()  # it would find a cycle, but not before there are thousands
+    try:
+        found.getall()
+
+        assert answer() is None
+    finally:
+        gc.enable()
