@@ -41,7 +41,7 @@ from stream.rekeyed import Misrouted, copies_row, send_on
 from stream.releases import ReleaseSwap
 from stream.settings import Settings
 from stream.state import Folder
-from stream.statistics import encode_deltas
+from stream.statistics import delta_records
 from stream.storing import BatchEnd, Rows, Steps, Storing
 from stream.topics import state_changelog
 
@@ -186,9 +186,8 @@ class BatchProcessor:
         """Put in what a batch sends besides lists and changelog rows."""
         settings = self._settings
         for partition, deltas in batch.deltas.items():
-            outbox.add(
-                settings.topic("item-statistics"), partition, None, encode_deltas(partition, deltas)
-            )
+            for data in delta_records(partition, deltas, settings.max_request_bytes // 2):
+                outbox.add(settings.topic("item-statistics"), partition, None, data)
         if context.ranker is not self._ranks_with:
             self._ranks_with = context.ranker
             self._add_swap(batch, context, outbox)

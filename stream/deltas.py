@@ -36,6 +36,16 @@ class PartitionDeltas:
         before = np.array(padded, dtype=np.uint64).reshape(-1, CHAIN_DEPTH)
         return cls(numbers[:, 0], items, before, numbers[:, 1], numbers[:, 2])
 
+    def select(self, which: slice) -> PartitionDeltas:
+        """Some of them."""
+        return PartitionDeltas(
+            self.offsets[which],
+            self.items[which],
+            self.previous[which],
+            self.times_ms[which],
+            self.weights[which],
+        )
+
     def joined(self, other: PartitionDeltas) -> PartitionDeltas:
         """These and others, by ascending offset; they need not stand so before."""
         offsets = np.concatenate([self.offsets, other.offsets])

@@ -185,4 +185,6 @@ class Ranking:
         metrics.EMPTY_LISTS.inc(len(empty))
         for user in empty:
             if user.row.filters:
+                user.row.served = b""  # so that the next list is sent, however like the last one
+                user.is_changed = True
                 outbox.add(self._topics["recommendations"], user.partition, list_key(user), None)

@@ -17,6 +17,9 @@ from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError, convert, gather
 from export.statistics import DAY_MS, StatisticsSettings
 
+#: Room for what is sent with an event: its key, its headers, and what a record and a batch take.
+REQUEST_ROOM_BYTES = 65_536
+
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Pairs = Annotated[int, Meta(ge=1000, le=500_000_000)]
@@ -122,7 +125,8 @@ def load_settings(
 ) -> Settings:
     """The settings of file, environment and `overrides` (those that are not None), the last wins.
 
-    Raises SettingsError naming every unknown and every impossible setting.
+    Raises SettingsError naming every unknown and every impossible setting, and two that are
+    impossible together.
     """
     given = gather(path, overrides or {}, environment)
     known = {field.name for field in msgspec.structs.fields(Settings)}
@@ -135,4 +139,11 @@ def load_settings(
     if wrong or impossible:
         names = ", ".join(sorted(known))
         raise SettingsError("\n".join([*wrong, *impossible, f"Settings are: {names}."]))
-    return Settings(**values)
+    settings = Settings(**values)
+    if settings.max_event_bytes + REQUEST_ROOM_BYTES > settings.max_request_bytes:
+        raise SettingsError(
+            f"max_event_bytes = {settings.max_event_bytes}: an event on a wrong partition is sent "
+            f"on, with up to {REQUEST_ROOM_BYTES} bytes more, and max_request_bytes is "
+            f"{settings.max_request_bytes}; raise that and the broker's message.max.bytes"
+        )
+    return settings

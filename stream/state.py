@@ -250,7 +250,9 @@ class Folder:
         """Fold a user's events one after another, but those that were applied before.
 
         An event that is too far behind its user's newest one is passed over, and makes nothing due.
-        Whether an event that is read again was, its row does not tell: its user gets a list.
+        Whether an event that is read again was, its row does not tell: its user gets a list, unless
+        nothing is known of the user. Nor does an event that is sent again make a list due for whom
+        nothing is known of: it came before the user was forgotten.
         """
         row, counts = user.row, batch.counts
         skips_replays, max_lateness_ms = self._guards.replay_skip, self._max_lateness_ms
@@ -263,7 +265,13 @@ class Folder:
                 continue
             is_replayed = offset <= row.applied_offset and skips_replays
             is_late = time_ms < row.newest_ms - max_lateness_ms and kind.is_kept
-            if kind.refreshes and (is_replayed or not is_late) and _is_home(event):
+            is_again = (
+                not (is_replayed or is_late or kind.is_visit)
+                and skips_replays
+                and self._came_before(event, offset, user, batch)
+            )
+            counts_now = kind.is_visit or row.events_total or not (is_replayed or is_again)
+            if kind.refreshes and (is_replayed or not is_late) and counts_now and _is_home(event):
                 user.becomes_due(event.event_id, offset, time_ms, kind.is_visit)
             if is_replayed:
                 counts["replayed"] += 1
@@ -274,7 +282,7 @@ class Folder:
                 counts["visits"] += 1
             elif is_late:
                 counts["late"] += 1
-            elif skips_replays and self._came_before(event, offset, user, batch):
+            elif is_again:
                 counts["duplicates"] += 1
             else:
                 kept = self._history_event(event, events, at)

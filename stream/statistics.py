@@ -49,8 +49,18 @@ _decode = msgspec.msgpack.Decoder(DeltaRecord).decode
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def delta_records(partition: int, deltas: PartitionDeltas, max_bytes: int) -> list[bytes]:
+    """One batch's deltas: a record, or several in order where it would be larger than this."""
+    data = encode_deltas(partition, deltas)
+    half = len(deltas.items) // 2
+    if len(data) <= max_bytes or not half:
+        return [data]
+    halves = deltas.select(slice(0, half)), deltas.select(slice(half, None))
+    return [record for part in halves for record in delta_records(partition, part, max_bytes)]
+
+
 def encode_deltas(partition: int, deltas: PartitionDeltas) -> bytes:
-    """The record of one batch's deltas."""
+    """The record of these deltas."""
     place: dict[str, int] = {}
     item_at = [place.setdefault(item, len(place)) for item in deltas.items]
     record = DeltaRecord(

@@ -34,11 +34,15 @@ class DataDirError(DriftlineError):
     """The data directory cannot be written."""
 
 
+class MetricsPortError(DriftlineError):
+    """The metrics cannot be served at this port."""
+
+
 def run_worker(settings: Settings, guards: Guards) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code.
 
-    Raises DriftlineError, before anything is started, where device, topics, broker or data
-    directory are not as they must be.
+    Raises DriftlineError, before anything is started, where device, topics, broker, data directory
+    or the port of the metrics are not as they must be.
     """
     set_up_logging(settings.log_level)
     available_providers(settings.device)
@@ -56,7 +60,7 @@ def run_worker(settings: Settings, guards: Guards) -> int:
     if settings.metrics_port:
         watchdog = parts.watchdog
         metrics.observe_progress(lambda: watchdog.is_ready, lambda: sum(watchdog.lag.values()))
-        start_http_server(settings.metrics_port, addr="127.0.0.1")
+        _serve_metrics(settings.metrics_port)
     logger.info("worker starts: %s at %s", settings.prefix + settings.group, settings.bootstrap)
     worker = Worker(
         *parts.services(),
@@ -75,6 +79,16 @@ def run_worker(settings: Settings, guards: Guards) -> int:
             logger.critical("The worker ends: %s", reason)
         return int(end.code or 0) if not isinstance(end.code, str) else 1
     return 0
+
+
+def _serve_metrics(port: int) -> None:
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        raise MetricsPortError(
+            f"wanted to serve metrics at 127.0.0.1:{port}, got: {error.strerror}; set "
+            "`metrics_port` (--metrics-port) to a free port, another one for each worker"
+        ) from error
 
 
 def _collect_garbage_rarely() -> None:

@@ -403,7 +403,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         except TimeoutError:
             raise HandOverError(
                 f"a batch must be done within {patience_s:.0f} s when partitions are given back, "
-                "and was not: make batches smaller or broker_rebalance_timeout longer"
+                "and was not: make batches smaller (`batch_records`)"
             ) from None
         await super().wait_empty()
 

@@ -6,7 +6,9 @@ copy it into a ConsumerRecord costs twice as much as to parse it.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -34,30 +36,25 @@ def hand_over_plain(consumer: Any, is_plain: Callable[[str], bool]) -> None:
 
 def _make_plain(found: Any) -> None:
     records = found._partition_records
-    if records is not None:
-        records._consumer_record = _as_it_is
-        found.__class__ = PlainResult
+    if records is None or "_consumer_record" in vars(records):
+        return
+    records._consumer_record = _as_it_is
+    # weakly: an object that holds a function which holds it is freed with all of its answer only
+    # when Python looks for cycles. aiokafka asks for the very class, so that none can stand for it
+    found.getall = partial(_getall, weakref.ref(found))
 
 
 def _as_it_is(tp: Any, record: Any) -> Any:
     return record
 
 
-class PlainResult(FetchResult):  # type: ignore[misc]
-    """A fetch result that hands over records as they were parsed.
-
-    A class, and no function put on the object: that would hold the object which holds it, and so
-    the whole answer until Python looks for cycles.
-    """
-
-    _partition_records: Any
-
-    def getall(self, max_records: int | None = None) -> list[Any]:
-        """At most so many of the records that are left; none where the partition went away."""
-        if not self.check_assignment(self._topic_partition) or not self.has_more():
-            return []
-        taken = list(islice(self._partition_records._records_iterator, max_records))
-        self._update_position()
-        if max_records is None or len(taken) < max_records:
-            self._partition_records = None
-        return taken
+def _getall(result: weakref.ref[Any], max_records: int | None = None) -> list[Any]:
+    """As FetchResult.getall, but with the records as they were parsed."""
+    found: Any = result()
+    if not found.check_assignment(found._topic_partition) or not found.has_more():
+        return []
+    taken = list(islice(found._partition_records._records_iterator, max_records))
+    found._update_position()
+    if max_records is None or len(taken) < max_records:
+        found._partition_records = None
+    return taken

@@ -141,7 +141,7 @@ class BatchProducer(driver.Producer):  # type: ignore[misc]
                 raise RecordTooLargeError(
                     f"a record for {topic!r} may have {limit:,} bytes, got {size:,} "
                     f"(key {len(key or b''):,}, value {len(value or b''):,}): make it smaller, or "
-                    "raise producer_max_request_size and the broker's message.max.bytes"
+                    "raise `max_request_bytes` and the broker's message.max.bytes"
                 )
 
 

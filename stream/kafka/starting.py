@@ -49,8 +49,9 @@ def require_source(tp: TP, start: int, end: int) -> None:
     if start > end:
         raise SourceTruncatedError(
             f"{tp} should be read from offset {start}, but ends at {end}: the topic was truncated "
-            "or made anew. Restore it, or drop the state (table directory and changelog topic) and "
-            "the group's offsets"
+            "or made anew. Restore it; or stop all workers, delete the changelog and "
+            "item-statistics, remove the snapshots of the statistics, run `driftline topics "
+            "create`, and start the workers (see deploy/RUNBOOK.md)"
         )
 
 

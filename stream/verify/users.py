@@ -129,13 +129,14 @@ class ExpectedState:
         if not is_visit and event.time_ms < self._horizon_ms(user):
             self.late += 1
             return
-        if event.makes_due and (is_visit or not self._leaves_out):
+        is_duplicate = not is_visit and self._is_duplicate(user, event.event_id, is_again)
+        # what comes again of a user of whom nothing is known came before the user was forgotten
+        counts_now = is_visit or user.events_total or not is_duplicate
+        if event.makes_due and counts_now and (is_visit or not self._leaves_out):
             user.becomes_due(offset, event.time_ms)
             if is_visit:
                 user.due_visit_offset = offset
-        if is_visit:
-            return
-        if not self._is_duplicate(user, event.event_id, is_again):
+        if not (is_visit or is_duplicate):
             self._fold(user, event, partition, offset)
 
     def _fold(self, user: ExpectedUser, event: Event, partition: int, offset: int) -> None:
@@ -166,10 +167,11 @@ class ExpectedState:
 
     def _obey(self, user: ExpectedUser, control: Control, offset: int, is_again: bool) -> None:
         """Take a control event: once by its id, as others."""
-        if control.type in (*_FILTER_KINDS, "history_reset") and not user.has_opted_out:
-            user.becomes_due(offset, control.time_ms)
         user.applied_offset = offset
-        if self._is_duplicate(user, control.event_id, is_again):
+        is_duplicate = self._is_duplicate(user, control.event_id, is_again)
+        if control.type in (*_FILTER_KINDS, "history_reset") and not user.has_opted_out:
+            self._asks_for_list(user, offset, control.time_ms, is_duplicate)
+        if is_duplicate:
             return
         if control.type == "user_merge":
             self._ask(user, control, offset)
@@ -188,6 +190,13 @@ class ExpectedState:
             if control.type == "user_delete":
                 user.filters = []
         self._remember_id(user, control.event_id, max(control.time_ms, user.newest_ms))
+
+    def _asks_for_list(
+        self, user: ExpectedUser, offset: int, time_ms: int, is_duplicate: bool
+    ) -> None:
+        """A wish makes a list due; one that comes again changes nothing that a list must show."""
+        if not (is_duplicate and self._leaves_out):
+            user.becomes_due(offset, time_ms)
 
     def _ask(self, user: ExpectedUser, control: Control, offset: int) -> None:
         """Note that an anonymous user must be asked to hand over."""
@@ -223,8 +232,9 @@ class ExpectedState:
         silent_until = user.silent_until()
         if silent_until is not None and min(part.asked_offset, offset) <= silent_until:
             return
-        user.becomes_due(offset, part.time_ms)
-        if self._is_duplicate(user, part.event_id, is_again):
+        is_duplicate = self._is_duplicate(user, part.event_id, is_again)
+        self._asks_for_list(user, offset, part.time_ms, is_duplicate)
+        if is_duplicate:
             return
         for item in part.taken:
             self._take(user, item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -198,3 +199,12 @@ def test_a_worker_waits_for_a_broker_that_goes_away(kafka: Broker, engine: Engin
     kafka.restart()
 
     assert visit(engine, "visitor", 10)["items"]
+
+
+def test_a_port_of_the_metrics_that_is_taken_is_named(engine: Engine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        done = driftline("worker", *engine.options, "--metrics-port", port)
+
+    assert_wrong_use(done, str(port), "--metrics-port")

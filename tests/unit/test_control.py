@@ -131,6 +131,19 @@ def test_a_click_that_is_sent_again_after_its_user_was_forgotten_does_not_come_b
     assert len(store.row("ada")) == 0
 
 
+@pytest.mark.parametrize("wishes", [["user_delete"], ["user_opt_out", "user_opt_in"]])
+def test_who_was_forgotten_gets_no_list_for_what_came_before(wishes):
+    store = Store()
+    store.fold(record(1), *(control(2 + n, wish) for n, wish in enumerate(wishes)))
+    again, late = record(5, number=1), record(6, event_time=NOW_MS - 2 * DAY_MS)
+
+    at_first, read_again = store.fold(again, late), store.fold(again, late)
+    later = store.fold(record(7))
+
+    due = [[user.is_due for user in b.users.values()] for b in (at_first, read_again, later)]
+    assert due == [[False], [False], [True]]
+
+
 def test_a_deletion_that_was_sent_twice_deletes_once():
     store = Store()
 

@@ -19,6 +19,7 @@ from stream.statistics import (
     DeltasError,
     LiveStatistics,
     decode_deltas,
+    delta_records,
     encode_deltas,
 )
 
@@ -54,6 +55,21 @@ def test_deltas_come_back_with_the_rows_of_whoever_reads_them(deltas, partition,
     for row, hashes in zip(back.previous.tolist(), deltas.previous.tolist(), strict=True):
         wanted = [NO_ROW if h == 0 else int(index.rows_of_hashes([h])[0]) for h in hashes]
         assert row == wanted
+
+
+@given(partition_deltas(), st.integers(1, 400))
+def test_deltas_that_are_too_many_for_a_record_go_into_several_in_order(deltas, max_bytes):
+    records = delta_records(3, deltas, max_bytes)
+
+    together, apart = (LiveStatistics(ItemStatistics(index_of(ITEMS))) for _ in range(2))
+    together.read([(3, 0, encode_deltas(3, deltas))])
+    apart.read([(3, at, record) for at, record in enumerate(records)])
+    assert bits(apart.statistics) == bits(together.statistics)
+    of_one = [decode_deltas(record, index_of(ITEMS)) for record in records]
+    assert all(
+        len(record) <= max_bytes or len(read.offsets) == 1
+        for record, read in zip(records, of_one, strict=True)
+    )
 
 
 def golden_deltas() -> PartitionDeltas:

@@ -44,6 +44,17 @@ def test_all_that_is_wrong_is_named_at_once_with_where_it_stands(tmp_path):
     assert "bootstrap" in message.splitlines()[-1]
 
 
+def test_an_event_that_could_not_be_sent_on_may_not_be_accepted():
+    large = 2**21
+
+    with pytest.raises(SettingsError, match="max_request_bytes"):
+        load_settings(overrides={"max_event_bytes": large}, environment={})
+    wide = load_settings(
+        overrides={"max_event_bytes": large, "max_request_bytes": 2 * large}, environment={}
+    )
+    assert wide.max_event_bytes == large
+
+
 @pytest.mark.parametrize(
     ("variable", "text", "name", "value"),
     [
