@@ -63,6 +63,7 @@ class LogFold:
         self._rings: dict[User, list[tuple[str, int]]] = {}  # event id, event time
         self._newest_ms: dict[User, int] = {}
         self._opted_out: set[User] = set()
+        self._legs: set[tuple[User, str]] = set()  # of merges; each counts once
         self._partitions = partitions
         self._item_of: dict[bytes, str] = {}  # hash -> id
         self._type_of = {_hash(name, 4): name for name in plan.roles}
@@ -128,8 +129,10 @@ class LogFold:
         asked_offset = record.offset if is_request else fields["asked_offset"]
         if user in self._opted_out or asked_offset <= max(self._log.forgotten.get(user, [-1])):
             return
-        if self._knows(user, fields["event_id"]):
+        leg = user, fields["event_id"]
+        if leg in self._legs or self._knows(*leg):
             return
+        self._legs.add(leg)
         if is_request:
             self._log.forgotten.setdefault(user, []).append(record.offset)
             self._recent.pop(user, None)

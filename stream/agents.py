@@ -229,6 +229,8 @@ class BatchProcessor:
         # these speak of the rows before them, and must not be there without them
         for partition, copies in batch.copies.items():
             changes[partition] += [copies_row(*folded) for folded in copies.items()]
+        for partition, legs in batch.legs.items():
+            changes[partition] += legs
         for partition, offset in batch.last_offsets.items():
             changes[partition].append(self._table_rows.source(partition, offset))
         return changes

@@ -14,6 +14,7 @@ import faust
 from faust.types import TP
 from mode import Service
 
+from stream import metrics
 from stream.agents import BatchProcessor, TableRows
 from stream.guards import ALL_GUARDS, Guards
 from stream.kafka.batches import BatchOptions, RecordBatch
@@ -94,6 +95,7 @@ def build_worker(
             on_assigned=on_assigned,
             fence=changelog_fence.take if guards.changelog_fence else None,
             release=changelog_fence.release,
+            on_gap=lambda tp, wanted, got: metrics.RECORDS_LOST.inc(got - wanted),
             max_slice_records=settings.batch_records,
             max_batch_bytes=settings.max_batch_bytes,
         ),

@@ -116,10 +116,12 @@ class FoldedBatch:
     no_interests: list[TouchedUser] = field(default_factory=list)
     first_offsets: dict[int, int] = field(default_factory=dict)  # of each partition
     last_offsets: dict[int, int] = field(default_factory=dict)
-    #: Partition -> offsets of copies there that came before.
+    #: Partition -> offsets of copies, and of legs of merges, that came before.
     repetitions: dict[int, set[int]] = field(default_factory=dict)
     #: Partition -> partition of originals -> offset up to which their copies are folded.
     copies: dict[int, dict[int, int]] = field(default_factory=dict)
+    #: Partition -> rows that say where legs of merges are folded.
+    legs: dict[int, list[tuple[bytes, bytes]]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
     def __contains__(self, key: object) -> bool:

@@ -8,9 +8,11 @@
    what was taken and the newest ids. Nothing is counted in the statistics again.
 
 A leg sends its records before its own row is written. So after a crash they are sent again, with
-the ids that they had: they follow from the record that the leg has folded and from its offset. A
-row folds each id once. A part whose user was deleted, has opted out or had the history erased after
-the merge was asked for is passed over.
+the ids that they had: they follow from the record that the leg has folded and from its offset. Each
+id is folded once, and a row of the partition's says at which offset, for ever: the ring of a user
+has forgotten it long before a lost changelog is built again, which has all legs sent once more. A
+part whose user was deleted, has opted out or had the history erased after the merge was asked for
+is passed over.
 
 Whoever may write to user-events may send such records, too. They can do no more than the user's own
 events and control events could: columns are checked, times of events set back to that of the
@@ -20,6 +22,7 @@ record, and an anonymous user's events can be taken away by a `user_merge` as we
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +41,10 @@ from stream.row_codec import (
     RING_ENTRY_STRUCT,
     UNTIMED,
 )
+
+#: Keys of the rows that say where a leg was folded begin so; a hash of its user and id follows.
+_LEG_KEY = b"\x00leg-"
+_OFFSET = struct.Struct("<q")
 
 #: Bytes of a part beside its columns, at the longest ids there can be.
 _PART_BESIDE_BYTES = 4096
@@ -64,6 +71,21 @@ class Turn(NamedTuple):
     offset: int
     time_ms: int
     sent_ms: int  # the time of its record
+
+
+def leg_key(row_key: bytes, event_id: str) -> bytes:
+    """Key of the row that says where a leg was folded for the user of this row key."""
+    return _LEG_KEY + hashlib.blake2b(row_key + event_id.encode(), digest_size=16).digest()
+
+
+def leg_row(key: bytes, offset: int) -> tuple[bytes, bytes]:
+    """The row that says: this leg was folded at this offset."""
+    return key, _OFFSET.pack(offset)
+
+
+def folded_at(row: bytes | None) -> int | None:
+    """The offset that such a row says; None without a row."""
+    return None if row is None else int(_OFFSET.unpack(row)[0])
 
 
 def part_refusal(part: MergePart) -> str:

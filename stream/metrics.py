@@ -15,7 +15,12 @@ EVENTS = Counter(
 )
 DEAD_LETTERS = Counter("driftline_dead_letters", "Refused records", ["topic"])
 REFUSED_BATCHES = Counter(
-    "driftline_refused_batches", "Record batches that would have become too large", ["topic"]
+    "driftline_refused_batches",
+    "Record batches that would become too large, or cannot be unpacked",
+    ["topic"],
+)
+RECORDS_LOST = Counter(
+    "driftline_records_lost", "Records of user-events that were gone before they were read"
 )
 MISROUTED = Counter(
     "driftline_misrouted", "Records that were sent again under their user's key and partition"

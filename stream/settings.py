@@ -43,7 +43,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     data_dir: str = "data"  # folder of this worker's RocksDB; one for each worker
     standby_replicas: Count = 0  # workers that keep a warm copy of another's rows
     block_cache_bytes: Positive = 64 * 2**20  # of RocksDB, for all partitions together
-    write_buffer_bytes: Positive = 128 * 2**20  # the same, of rows that are in no file yet
+    write_buffer_bytes: Positive = 128 * 2**20  # of all partitions: rows in no file yet
     max_history: Annotated[int, Meta(ge=1, le=200)] = 50  # newest events of a user in the row
     max_taken: Annotated[int, Meta(ge=0, le=8000)] = 2000  # older items known as taken
     dedupe_ring: Annotated[int, Meta(ge=0, le=1024)] = 256  # most event ids a row remembers

@@ -28,7 +28,7 @@ from stream.event_columns import (
     nan_if_unset,
     session_hash,
 )
-from stream.events import DEFAULT_SCENARIO, MergePart, UserEvent, Wish
+from stream.events import DEFAULT_SCENARIO, MergePart, MergeRequest, UserEvent, Wish
 from stream.folded_batch import FoldedBatch, ReadRows, Slice, TouchedUser
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import (
@@ -37,7 +37,7 @@ from stream.history import (
     UserRow,
     id_hash,
 )
-from stream.merge import Turn, fold_wish, is_overtaken_by
+from stream.merge import Turn, fold_wish, folded_at, is_overtaken_by, leg_key, leg_row
 from stream.partitioner import partitions_of
 from stream.rekeyed import Originals, copies_key, folded_up_to
 from stream.settings import Settings
@@ -110,6 +110,7 @@ class Folder:
                 columns = by_user(accepted, self._hashes_of)
                 users = self._read(partition, columns, read_rows)  # 2. read rows
                 self._tell_copies(users, read_rows, batch)
+                self._tell_legs(users, read_rows, batch)
                 self._fold_users(users, batch)  # 3. fold
         return batch
 
@@ -159,6 +160,32 @@ class Folder:
             else:
                 known[source] = original_offset
         batch.copies[partition] = known
+
+    def _tell_legs(self, users: UsersOfPartition, read_rows: ReadRows, batch: FoldedBatch) -> None:
+        """Tell which legs of merges were folded from another offset."""
+        events, partition = users.columns.all, users.partition
+        if not events.has_wishes:
+            return
+        foreign = {users.columns.row_keys[user] for user in users.foreign}
+        legs = [
+            (int(events.offsets[at]), leg_key(row_key, event.event_id))
+            for at, event in enumerate(events.events)
+            if isinstance(event, MergeRequest | MergePart)
+            and (row_key := events.key_beginning + events.keys[at]) not in foreign
+        ]
+        if not legs:
+            return
+        keys = [key for _, key in legs]
+        kept = read_rows(partition, keys)
+        known = {key: folded_at(row) for key, row in zip(keys, kept, strict=True)}
+        again = batch.repetitions.setdefault(partition, set())
+        for offset, key in legs:
+            first = known[key]
+            if first is None:
+                known[key] = offset
+                batch.legs.setdefault(partition, []).append(leg_row(key, offset))
+            elif first != offset:
+                again.add(offset)
 
     def _fold_users(self, users: UsersOfPartition, batch: FoldedBatch) -> None:
         """Fold each user's events that were not applied before."""

@@ -151,6 +151,7 @@ class Storing:
 
     async def _send_rows(self, end: BatchEnd) -> Sent:
         """The end of step 5."""
+        self._steps.check()
         self._steps.reached("changelog")
         outbox = Outbox()
         for partition, rows in end.changes.items():

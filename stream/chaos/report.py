@@ -141,6 +141,8 @@ class ChaosReport:
             )
         if self.stuck:
             lines.append(f"STUCK: {self.stuck}")
+        if self.verdict.users and not self.verdict.rows_on_disk:
+            lines.append("no disk was left whose rows could be compared")
         if self.too_seldom:
             lines.append(f"struck too seldom: {', '.join(self.too_seldom)}")
         lines += [f"  {finding}" for finding in self.verdict.findings]

@@ -1,7 +1,7 @@
 """Reads Kafka for Faust in whole partition slices, and never skips an offset silently.
 
 Topics named in the options arrive at their agent as `RecordBatch`; changelogs of row tables go
-straight into RocksDB, a slice in one write; everything else takes Faust's own way.
+straight into RocksDB, a slice in one write. Nothing else is read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 
 from aiokafka.errors import IllegalStateError
 from aiokafka.structs import ConsumerRecord
@@ -196,7 +196,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
             ):
                 self._dropped.add(tp)
         else:
-            await self._until_suspended(self._deliver_messages(tp, records))
+            raise BatchOptionsError(
+                f"{tp.topic!r} is neither a batch topic nor the changelog of a row table"
+            )
 
     def _is_wanted(self, tp: TP, active: set[TP] | None) -> bool:
         if self.should_stop or not self.flow_active:
@@ -253,19 +255,6 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         (channel,) = channels
         return channel.queue
 
-    # -- Faust's own topics -----------------------------------------------------------------
-
-    async def _deliver_messages(self, tp: TP, records: list[ConsumerRecord]) -> None:
-        """Faust's way: one message at a time, each with its own ack."""
-        acks_enabled = self.app.topics.acks_enabled_for(tp.topic)
-        for record in records:
-            read = self._read_offset[tp]
-            if read is None or record.offset >= read:
-                if read and record.offset - read > 1 and acks_enabled:
-                    await self._add_gap(tp, read + 1, record.offset)
-                await self.callback(self._to_message(tp, record))
-                self._read_offset[tp] = record.offset
-
     # -- where reading starts ---------------------------------------------------------------
 
     async def highwaters(self, *partitions: TP) -> dict[TP, int]:
@@ -286,6 +275,11 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         for tp, offset in fenced_at.items():
             pass_over(tables, tp, offset)
         return ends
+
+    async def source_ends(self, seconds: float, partitions: Collection[TP]) -> dict[TP, int]:
+        """Where source partitions end. Raises TimeoutError if no answer comes in that time."""
+        thread: BatchConsumerThread = self._thread
+        return await thread.highwaters_within(seconds, partitions)
 
     async def earliest_offsets(self, *partitions: TP) -> dict[TP, int]:
         """Where partitions begin. Faust asks it of changelogs before it seeks in them."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection
+
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from stream.kafka.batches import BatchOptions
 from stream.kafka.bounded import bound_fetches
@@ -32,6 +36,21 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         crash_with(consumer._client._sync_task, self.crash)
         pace_empty_fetches(consumer)
         hand_over_plain(consumer, self._is_plain)
+
+    async def highwaters_within(self, seconds: float, partitions: Collection[TP]) -> dict[TP, int]:
+        """Where partitions end. Raises TimeoutError if no answer comes, and asks no longer.
+
+        A question that nobody waits for any more would hold one of the thread's two workers, which
+        also fetch and commit, for as long as a partition has no leader.
+        """
+
+        async def ask() -> dict[TP, int]:
+            async with asyncio.timeout(seconds):
+                ends: dict[TP, int] = await self._highwaters(list(partitions))
+                return ends
+
+        found: dict[TP, int] = await self.call_thread(ask)
+        return found
 
     def _is_plain(self, topic: str) -> bool:
         """Whether nothing of Faust's reads the records of a topic."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import rocksdict
 from faust.stores import rocksdb
-from faust.types import TP, EventT
+from faust.types import TP
 from faust.types.tables import CollectionT
 from mode import Service
 
@@ -170,16 +170,6 @@ class RowStore(rocksdb.Store):  # type: ignore[misc]
             ) from error
 
     # -- what Faust calls -------------------------------------------------------------------
-
-    def apply_changelog_batch(
-        self, batch: Iterable[EventT], to_key: object, to_value: object
-    ) -> None:
-        by_partition: dict[int, list[EventT]] = {}
-        for event in batch:
-            by_partition.setdefault(event.message.partition, []).append(event)
-        for partition, events in by_partition.items():
-            rows = [(event.message.key, event.message.value) for event in events]
-            self.write(partition, rows, events[-1].message.offset)
 
     def revoke_partitions(self, table: CollectionT, tps: set[TP]) -> None:
         for tp in tps:

@@ -7,7 +7,6 @@ all the while, the worker ends: started again, it goes on where its state stands
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 
@@ -80,8 +79,7 @@ class ProgressWatchdog(Service):  # type: ignore[misc]
             self.observe({}, {})
             return
         try:
-            async with asyncio.timeout(self.interval_s):
-                ends = await consumer.highwaters(*partitions)
+            ends = await consumer.source_ends(self.interval_s, partitions)
         except Exception as error:  # the broker may be away: what is known is kept, and grows old
             logger.warning("Cannot ask where the source ends: %r", error)
             self._answering_since_s = None

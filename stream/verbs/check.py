@@ -158,8 +158,9 @@ def simulate(seeds: int, first: int, mutate: str | None, as_json: bool) -> None:
 def chaos(nodes: str, as_json: bool, **options: Any) -> None:
     """Kill, stop, cut off and damage workers and brokers under load, and check the result.
 
-    Starts brokers and workers of its own. Exit code 1 if anything is lost, twice or wrong, if a
-    kind of fault did not strike often enough, or if a control run's harm was not found out.
+    Starts brokers and workers of its own. Exit code 1 if anything is lost, twice or wrong, if no
+    row on disk could be compared, if the run was broken off, if a kind of fault did not strike
+    often enough, or if a control run's harm was not found out.
     """
     from stream.chaos.run import ChaosPlan, run_chaos
 

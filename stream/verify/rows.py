@@ -30,7 +30,8 @@ _UNKNOWN = 0
 _CHANGELOG_KEY = b"\x00changelog"  # on disk alone
 _FENCE_KEY = b"\x00fence"  # for the broker: no disk keeps it
 _OWN_KEYS = (_SOURCE_KEY, b"\x00postponed", _FENCE_KEY)
-_COPIES_KEY = b"\x00copies-"  # and the partition of the originals
+#: How far copies of each other partition are folded, and where legs of merges are.
+_OTHERS_KEYS = (b"\x00copies-", b"\x00leg-")
 _POSITION_KEY = b"__faust\x00offset__"
 _SEPARATOR = "\x1f"
 #: Versions 1 and 2 have 8 bytes an id, and only the second one filters, at its end.
@@ -164,7 +165,7 @@ class Changelog:
             for where, (_, value) in self.values.items()
             if value is not None
             and where[1] not in _OWN_KEYS
-            and not where[1].startswith(_COPIES_KEY)
+            and not where[1].startswith(_OTHERS_KEYS)
         }
 
     def seq_floors(self) -> dict[int, int]:

@@ -89,6 +89,7 @@ class ExpectedState:
         self.users: dict[tuple[str, str, str], ExpectedUser] = {}
         self.deltas: dict[tuple[int, int], Delta] = {}  # partition, offset
         self.merges = Merges()
+        self._legs: set[tuple[tuple[str, str, str], str]] = set()  # user, event id
         self.duplicates = self.late = 0
         self.newest_ms = 0
         self._max_history = settings.max_history
@@ -211,7 +212,7 @@ class ExpectedState:
     ) -> None:
         """Note what an anonymous user has to hand over, and forget it."""
         user.applied_offset = offset
-        if self._is_duplicate(user, request.event_id, is_again):
+        if self._is_known_leg(user, request, is_again):
             return
         newest = list(user.ring)[max(len(user.ring) - self._ring_size // 2, 0) :]
         given = Given(
@@ -232,7 +233,7 @@ class ExpectedState:
         silent_until = user.silent_until()
         if silent_until is not None and min(part.asked_offset, offset) <= silent_until:
             return
-        is_duplicate = self._is_duplicate(user, part.event_id, is_again)
+        is_duplicate = self._is_known_leg(user, part, is_again)
         self._asks_for_list(user, offset, part.time_ms, is_duplicate)
         if is_duplicate:
             return
@@ -254,6 +255,15 @@ class ExpectedState:
             self._remember(user, SeenId(hashed, min(time_ms, LATEST_MS)))
         self._remember_id(user, part.event_id, max(part.time_ms, user.newest_ms))
         user.shown_nothing_offset = offset
+
+    def _is_known_leg(
+        self, user: ExpectedUser, leg: MergeRequest | MergePart, is_again: bool
+    ) -> bool:
+        """Of a leg each id counts once for its user, however long ago that was."""
+        which = leg.user, leg.event_id
+        is_known = which in self._legs or self._is_duplicate(user, leg.event_id, is_again)
+        self._legs.add(which)
+        return is_known
 
     def _is_duplicate(self, user: ExpectedUser, event_id: str, is_again: bool) -> bool:
         hashed = id8(event_id)

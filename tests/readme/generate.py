@@ -32,7 +32,7 @@ ABOUT_TOPICS = {
     "trending": ("scenario", "the list for everybody else, out"),
     "interests": ("user", "a user's interests now and next, out"),
     "decisions": ("user", "the full record of each list: state, positions, candidates"),
-    "item-statistics": ("source partition", "what events add to the statistics, worker to workers"),
+    "item-statistics": ("none", "what events add to the statistics, worker to workers"),
     "model-releases": ("name/version", "the stage each release has reached"),
     "release-log": ("name", "changes of stage with reasons; who ranks with what from where on"),
     "dead-letters": ("original key", "refused records with reason, topic, partition, offset"),

@@ -100,6 +100,8 @@ class Store:
             self.rows |= {(partition, key): row for key, row in rows if row is not None}
         for partition, copies in batch.copies.items():
             self.rows |= {(partition, k): v for k, v in (copies_row(*c) for c in copies.items())}
+        for partition, legs in batch.legs.items():
+            self.rows |= {(partition, key): row for key, row in legs}
         return batch
 
     def row(self, owner: str, tenant: str = "default", is_known: bool = True) -> UserRow:

@@ -90,7 +90,6 @@ def test_the_versions_are_those_the_layer_was_written_for():
         (rocksdb.Store, "_open_for_partition", ["self", "partition"]),
         (rocksdb.Store, "partition_path", ["self", "partition"]),
         (rocksdb.Store, "revoke_partitions", ["self", "table", "tps"]),
-        (rocksdb.Store, "apply_changelog_batch", ["self", "batch", "to_key", "to_value"]),
         (rocksdb.Store, "stop", ["self"]),
         (Recovery, "need_recovery", ["self"]),
         (Recovery, "_build_highwaters", ["self", "consumer", "tps", "destination", "title"]),
