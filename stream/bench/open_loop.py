@@ -109,6 +109,54 @@ class Answers:
         return found
 
 
+class Unanswered:
+    """The events of a load that wait for a list."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self._waiting: dict[str, deque[tuple[str, float]]] = defaultdict(deque)  # by user
+        #: Event id -> how many events its list has answered, of this load and of the one before.
+        self._answered: dict[str, int] = {}
+        self._answered_before: dict[str, int] = {}
+
+    def begin(self, events: int) -> None:
+        """A load of so many events comes next."""
+        self.left = events
+        self._waiting.clear()
+        self._answered_before, self._answered = self._answered, {}
+
+    def sent(self, user: str, event_id: str, due_s: float) -> None:
+        """An event is sent that was due at this time; a user's in the order of the log."""
+        self._waiting[user].append((event_id, due_s))
+
+    def take(self, found: _List, now_s: float, answers: Answers) -> None:
+        """Enter a list: it answers its user's events up to its trigger, and as many as it says.
+
+        A list whose trigger was answered before is there again after a crash. It may answer more
+        than it did then, as more events were read together with its trigger.
+        """
+        trigger, coalesced = found.trigger.event_id, found.trigger.coalesced
+        waiting = self._waiting.get(found.user_id, deque())
+        is_before_trigger = trigger in [name for name, _ in waiting]
+        count, left = 0, self.left
+        if not is_before_trigger:
+            known = self._answered.get(trigger, self._answered_before.get(trigger))
+            if known is None:
+                answers.mismatched += 1
+                return
+            count = known
+        while waiting and (is_before_trigger or count < coalesced):
+            name, due_s = waiting.popleft()
+            is_before_trigger &= name != trigger
+            count += 1
+            self._answered[name] = 1
+            answers.latency_ms.append((now_s - due_s) * 1e3)
+            self.left -= 1
+        if self.left < left:
+            answers.list_s.append(now_s)
+        self._answered[trigger] = max(coalesced, self._answered.get(trigger, 1))
+
+
 class OpenLoop:
     """A producer of events and a consumer of lists, for one load after another."""
 
@@ -121,9 +169,7 @@ class OpenLoop:
             bootstrap_servers=settings.bootstrap, group_id=None, enable_auto_commit=False
         )
         self._decode = msgspec.json.Decoder(_List).decode
-        self._waiting: dict[str, deque[tuple[str, float]]] = defaultdict(deque)
-        self._answered: set[str] = set()  # of all loads
-        self._left = 0
+        self._unanswered = Unanswered()
 
     async def __aenter__(self) -> OpenLoop:
         await self._producer.start()
@@ -163,8 +209,7 @@ class OpenLoop:
         `while_running` is called about twice a second with the seconds since the begin.
         """
         answers = Answers()
-        self._waiting.clear()
-        self._left = len(load.at_s)
+        self._unanswered.begin(len(load.at_s))
         values = self._encoded(load)
         answers.begun_s = time.monotonic()
         listening = asyncio.create_task(self._listen(answers))
@@ -179,7 +224,7 @@ class OpenLoop:
             listening.cancel()
             watching.cancel()
             await asyncio.gather(listening, watching, return_exceptions=True)
-        answers.unanswered = self._left
+        answers.unanswered = self._unanswered.left
         return answers
 
     def _encoded(self, load: Load) -> list[tuple[str, str, bytes, bytes, int]]:
@@ -211,7 +256,7 @@ class OpenLoop:
             end = at
             while end < len(due) and due[end] <= now_s + _TICK_S and end - at < _BURST:
                 user, event_id, key, value, partition = values[end]
-                self._waiting[user].append((event_id, due[end]))
+                self._unanswered.sent(user, event_id, due[end])
                 sent.append(
                     await self._producer.send(
                         self._events, key=key, value=value, partition=partition
@@ -226,33 +271,13 @@ class OpenLoop:
         await asyncio.gather(*sent)
 
     async def _listen(self, answers: Answers) -> None:
-        while self._left:
+        while self._unanswered.left:
             fetched = await self._consumer.getmany(timeout_ms=200)
             now_s = time.monotonic()
             for records in fetched.values():
                 for record in records:
                     if record.value is not None:
-                        self._take(self._decode(record.value), now_s, answers)
-
-    def _take(self, found: _List, now_s: float, answers: Answers) -> None:
-        """Enter a list: it answers its user's events up to its trigger, and as many as it says.
-
-        A list whose trigger was answered before is there again after a crash, and changes nothing.
-        """
-        trigger = found.trigger.event_id
-        waiting = self._waiting.get(found.user_id, deque())
-        if trigger not in [name for name, _ in waiting]:
-            answers.mismatched += trigger not in self._answered
-            return
-        count, is_before_trigger = 0, True
-        while waiting and (is_before_trigger or count < found.trigger.coalesced):
-            name, due_s = waiting.popleft()
-            is_before_trigger &= name != trigger
-            count += 1
-            self._answered.add(name)
-            answers.latency_ms.append((now_s - due_s) * 1e3)
-        answers.list_s.append(now_s)
-        self._left -= count
+                        self._unanswered.take(self._decode(record.value), now_s, answers)
 
 
 async def _every_half_second(begun_s: float, call: Callable[[float], None] | None) -> None:

@@ -32,7 +32,7 @@ from msgspec import Struct
 from export.release import Release
 from stream.bench.open_loop import Load, OpenLoop
 from stream.chaos.brokers import Cluster, find_libs
-from stream.chaos.engine import Engine, StuckError
+from stream.chaos.engine import SESSION_S, Engine, StuckError
 from stream.chaos.faults import FAULTS, Fault, Scene
 from stream.chaos.judge import judge
 from stream.chaos.line import Line
@@ -73,8 +73,10 @@ JUDGED_MINUTES, JUDGED_EVERY_S = 30.0, 60.0
 _SETTLING_SHARE = 0.2
 #: A list that comes later than this counts as late.
 ON_TIME_MS = 1000.0
-#: Outages of a fault a minute, each a session long at most, may make so many lists late.
-LATE_PERCENT = 25.0
+#: A fault may make those lists late that become due in an outage of a session and a start, and in
+#: the time in which what has come meanwhile is worked off beside what goes on coming.
+_OUTAGE_S = SESSION_S + 3.0
+LATE_PERCENT = 100 * _OUTAGE_S / (1 - LOAD_PERCENT / 100) / JUDGED_EVERY_S
 _WARM_UP_EVENTS, _BURST_EVENTS = 2000, 4000
 _FIRST_STRIKE_SHARE, _LAST_STRIKE_SHARE = 0.1, 0.5
 _MB = 1e6
@@ -143,7 +145,7 @@ class SoakReport(Struct, frozen=True):
         judged = "" if self.is_judged else ", not judged in a short soak"
         lines += [
             f"{struck} faults struck; {self.late_percent:.1f} % of the lists came later than "
-            f"{ON_TIME_MS / 1000:g} s (bound {LATE_PERCENT:g} %{judged})",
+            f"{ON_TIME_MS / 1000:g} s (bound {LATE_PERCENT:.0f} %{judged})",
             f"memory of the worker that is not struck {self.rss_mb[-1]:,.0f} MB at the end, "
             f"{max(self.rss_mb):,.0f} MB at most, grows by {self.growth_mb_per_hour:+,.0f} MB an "
             f"hour (bound {GROWTH_MB_PER_HOUR:g}{judged})",

@@ -160,6 +160,8 @@ class Engine:
 
     def missing_events(self, acknowledged: int) -> int:
         """Events with a smaller number that the brokers have taken and not kept."""
+        if not acknowledged:
+            return 0
         seen = bytearray(acknowledged)
         for record in KafkaLog(self.settings.bootstrap).read(self.events, "log"):
             number = number_of(record.value)

@@ -9,7 +9,7 @@ from stream.chaos.report import Verdict
 from stream.topics import state_changelog
 from stream.verify.fold import fold_log, verify_fold
 from stream.verify.report import Report
-from stream.verify.rows import Changelog, StoredRow, check_rows, rows_on_disk
+from stream.verify.rows import Changelog, check_rows, rows_on_disk, stands_at
 from stream.verify.topics import KafkaLog
 from stream.verify.users import ExpectedState
 
@@ -76,17 +76,17 @@ def stale_writes(engine: Engine, log: KafkaLog) -> tuple[int, list[str]]:
     for record in log.read(state_changelog(engine.settings), "writes"):
         if record.key.startswith(_OWN_KEYS) or record.value is None:
             continue
-        row = StoredRow.parse(record.value)
+        row_offset, row_seq = stands_at(record.value)
         where = (record.partition, record.key)
         applied, seq = newest.get(where, (-1, -1))
-        if row.applied_offset < applied or row.seq < seq:
+        if row_offset < applied or row_seq < seq:
             count += 1
             if len(told) < 5:
                 told.append(
                     f"stale: row of {record.key!r} at {record.partition}/{record.offset} stands at "
-                    f"{row.applied_offset}, seq {row.seq}; before it stood at {applied}, seq {seq}"
+                    f"{row_offset}, seq {row_seq}; before it stood at {applied}, seq {seq}"
                 )
-        newest[where] = max(applied, row.applied_offset), max(seq, row.seq)
+        newest[where] = max(applied, row_offset), max(seq, row_seq)
     return count, told
 
 

@@ -97,6 +97,15 @@ class StoredRow:
         return [_HISTORY_EVENT.unpack(event)[2] for event in self.events]
 
 
+def stands_at(data: bytes) -> tuple[int, int]:
+    """(source offset applied, seq) of a row, without the rest. Raises ValueError for no row."""
+    if data[:1] != bytes([_NEWEST]) or len(data) < _HEADER.size:
+        row = StoredRow.parse(data)
+        return row.applied_offset, row.seq
+    _, _, _, applied, seq, *_ = _HEADER.unpack_from(data)[7:]
+    return applied, seq
+
+
 def _parse_old(data: bytes) -> StoredRow:
     """A row of version 1 or 2, which no event of its user came after yet."""
     if len(data) < _OLD_HEADER.size or data[0] not in (_PLAIN, _WITH_CONTROLS):
