@@ -22,6 +22,9 @@ from stream.settings import Settings
 #: The users' rows; the name of its changelog follows from it.
 STATE_TABLE = "user-state"
 _FOREVER = "-1"
+#: How old a record may be when it is sent, in milliseconds (Kafka 3.6 or newer).
+_OLDEST = "message.timestamp.before.max.ms"
+_UNLIMITED = 2**63 - 1
 #: Without an answer by then Kafka counts as not there.
 _BOOTSTRAP_TIMEOUT_MS = 5000
 
@@ -194,33 +197,42 @@ def _differences(
 ) -> Iterator[str]:
     there = [spec for spec in specs if spec.name in present]
     yield from (f"  {spec.name}: missing" for spec in specs if spec.name not in present)
-    policies = _policies(admin, [spec.name for spec in there])
+    configs = _configs(admin, [spec.name for spec in there])
     for spec in there:
+        config = configs.get(spec.name, {})
         count = len(present[spec.name]["partitions"])
         if count != spec.partitions:
             yield f"  {spec.name}: wanted {spec.partitions} partitions, got {count}"
         wanted = set(spec.configs["cleanup.policy"].split(","))
-        if policies.get(spec.name, wanted) != wanted:
+        policy = config.get("cleanup.policy")
+        if policy and (got := set(policy.replace(" ", "").split(","))) != wanted:
             yield (
                 f"  {spec.name}: wanted cleanup.policy {','.join(sorted(wanted))}, "
-                f"got {','.join(sorted(policies[spec.name]))}"
+                f"got {','.join(sorted(got))}"
+            )
+        oldest = config.get(_OLDEST)
+        if oldest and int(oldest) < _UNLIMITED:
+            yield (
+                f"  {spec.name}: wanted no limit of {_OLDEST}, got {oldest}: what a worker sends "
+                "there is as old as what it follows from, and would be refused"
             )
 
 
-def _policies(admin: Any, names: list[str]) -> dict[str, set[str]]:
-    """Topic -> its clean-up policies; empty where the broker does not tell."""
+def _configs(admin: Any, names: list[str]) -> dict[str, dict[str, str]]:
+    """Topic -> its settings and their values, as far as the broker tells."""
     if not names:
         return {}
     resources = [ConfigResource("TOPIC", name) for name in names]
     found = admin.describe_configs(resources, config_filter="all")
-    policies = {}
+    configs: dict[str, dict[str, str]] = {}
     for of_type in found.values():
-        for name, configs in of_type.items():
-            policy = configs.get("cleanup.policy")
-            value = policy.get("value") if isinstance(policy, dict) else policy
-            if value:
-                policies[name] = set(str(value).replace(" ", "").split(","))
-    return policies
+        for topic, settings in of_type.items():
+            values = {
+                name: setting.get("value") if isinstance(setting, dict) else setting
+                for name, setting in settings.items()
+            }
+            configs[topic] = {name: str(value) for name, value in values.items() if value}
+    return configs
 
 
 def _describe(admin: Any) -> dict[str, dict[str, Any]]:

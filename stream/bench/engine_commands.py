@@ -172,7 +172,7 @@ def soak(
     picture: Path | None,
     as_json: bool,
 ) -> None:
-    """70 % of the maximum with a fault a minute, on a Kafka of its own that is struck as well.
+    """70 % of the maximum with a fault of a worker a minute, on a Kafka of its own.
 
     Exit code 1 if lists did not come or came late, memory grew, or a state was wrong.
     """

@@ -359,7 +359,7 @@ FAULTS = {
         ),
         Fault(
             "producer-days",
-            "200 events under a producer's clock that is 50 hours behind: refused",
+            "200 events under a producer's clock that is 50 hours behind: too late",
             partial(_send_unusual, "clock-days"),
         ),
         Fault(

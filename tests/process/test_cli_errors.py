@@ -11,6 +11,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 from engine import Engine, driftline, event, wait_until
+from kafka.admin import ConfigResource, KafkaAdminClient
 from kafka_cluster import Broker, OwnNode
 
 NO_BROKER = "127.0.0.1:1"
@@ -97,6 +98,20 @@ def test_another_partition_count_is_refused(engine: Engine) -> None:
         done = driftline(*verb, *engine.options[:4], "--partitions", "4")
 
         assert_wrong_use(done, "user-events: wanted 4 partitions, got 8")
+
+
+def test_a_limit_of_how_old_records_may_be_is_refused(engine: Engine) -> None:
+    events = f"{engine.prefix}user-events"
+    setting = "message.timestamp.before.max.ms"
+    admin = KafkaAdminClient(bootstrap_servers=engine.bootstrap)
+    try:
+        admin.alter_configs([ConfigResource("TOPIC", events, {setting: "86400000"})])
+    finally:
+        admin.close()
+
+    done = driftline("topics", "check", *engine.options[:4])
+
+    assert_wrong_use(done, f"{events}: wanted no limit of {setting}, got 86400000")
 
 
 def test_verifying_topics_that_are_not_there_is_wrong_use(kafka: Broker, prefix: str) -> None:
