@@ -2,10 +2,11 @@
 
 On a Kafka of the run's own. Two workers serve: `victim` is struck, `steady` never is, and its
 resident memory is what must stay flat, with all the rebalances that the faults bring it. Brokers
-are not struck: one that is away for longer than a session ends every worker. The load is open loop, LOAD_PERCENT of what `steady` keeps up with alone, as it
-must while the other is down, or of what both do if that is less, as where they share the cores with
-sender, reader and broker. A minute's load ends with the minute; then its last lists are waited for,
-and whether what was struck is at work again.
+are not struck: one that is away for longer than a session ends every worker. The load is open loop,
+LOAD_PERCENT of what `steady` keeps up with alone, as it must while the other is down, or of what
+both do if that is less, as where they share the cores with sender, reader and broker. A minute's
+load ends with the minute; then its last lists are waited for, and whether what was struck is at
+work again.
 
 In the end the engine is judged as `driftline chaos` does: every row, delta and list against a fold
 of the log.
