@@ -41,7 +41,8 @@ class StatisticsSettings:
     chain_half_life_ms: int = 14 * DAY_MS
     #: Strongest neighbours of an item that are read, by lasting and by decaying weight each.
     neighbours: int = 64
-    #: Pairs of items whose transitions are held at most; with more, those of a sample of events.
+    #: Pairs of items whose transitions are held at most, half of them for each of two epochs; where
+    #: there are more, those of a sample of the events.
     max_pairs: int = 4_000_000
 
 
@@ -161,9 +162,9 @@ class ItemStatistics:
         return self._transitions
 
     @property
-    def pairs(self) -> int:
-        """Pairs of items whose transitions are held, but for what waits to be counted."""
-        return len(self._transitions)
+    def sums(self) -> int:
+        """Sums of transitions that are held, but for what waits to be counted."""
+        return self._transitions.sums
 
     @property
     def floor(self) -> int:

@@ -75,7 +75,8 @@ class Transitions:
 
     A pair counts alike in both directions, and is held once. `lasting` counts every transition
     alike while its epoch is kept, `decaying` halves it with every half-life. At most `max_pairs`
-    are held, an equal share for each epoch.
+    are held, half of them for each of two epochs, and beside a pair what it has of each level above
+    the floor: of pairs with few links hardly anything, of one with hundreds three sums.
 
     The pairs of one item that are new in one batch stand one after another in `_links`; such runs
     of an item are linked, the newest first.
@@ -92,6 +93,11 @@ class Transitions:
     def __len__(self) -> int:
         """Pairs that are held."""
         return len(self._pairs)
+
+    @property
+    def sums(self) -> int:
+        """What takes memory: pairs, and what is above their floors."""
+        return len(self._pairs) + len(self._above_floor)
 
     @property
     def scale(self) -> tuple[int, ...]:
@@ -263,10 +269,10 @@ class Transitions:
                 above.lasting[counted, column],
                 above.decaying[counted, column],
             )
-        over = self._above_floor.columns()
-        is_dropped = levels_of(over.keys) <= floor
-        over.lasting[is_dropped, column] = 0
-        over.decaying[is_dropped, column] = 0
+        left = self._above_floor.columns()  # views: what is written here is what is held
+        is_dropped = levels_of(left.keys) <= floor
+        left.lasting[is_dropped, column] = 0
+        left.decaying[is_dropped, column] = 0
         self._hold_what_is_left()
 
     def _advance(self, epoch: int) -> None:

@@ -126,13 +126,13 @@ class LogFold:
         user = (fields.get("tenant", "default"), not is_request, owner)
         if record.key != owner.encode() or self._lies_elsewhere(record):
             return
-        asked_offset = record.offset if is_request else fields["asked_offset"]
-        if user in self._opted_out or asked_offset <= max(self._log.forgotten.get(user, [-1])):
-            return
         leg = user, fields["event_id"]
-        if leg in self._legs or self._knows(*leg):
-            return
+        is_known = leg in self._legs or self._knows(*leg)
         self._legs.add(leg)
+        asked_offset = record.offset if is_request else fields["asked_offset"]
+        is_overtaken = asked_offset <= max(self._log.forgotten.get(user, [-1]))
+        if is_known or is_overtaken or user in self._opted_out:
+            return
         if is_request:
             self._log.forgotten.setdefault(user, []).append(record.offset)
             self._recent.pop(user, None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from export.decompress import MAX_BATCH_BYTES
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
@@ -29,7 +29,7 @@ class TrainerSettings(Struct, frozen=True):
     popularity_half_lives_ms: tuple[int, int] = (DAY_MS, 7 * DAY_MS)
     chain_half_life_ms: int = 14 * DAY_MS
     neighbours: int = 64
-    max_pairs: int = 4_000_000
+    max_pairs: Annotated[int, Meta(ge=1000)] = 4_000_000
     event_types: dict[str, EventRole] = field(default_factory=dict)
 
     def role_of(self, event_type: str) -> EventRole | None:

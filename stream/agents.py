@@ -21,6 +21,7 @@ and folded, or in the rows, and then all of its results have been sent, or its l
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -95,6 +96,7 @@ class BatchProcessor:
         self._on_step = on_step
         self._ranking = Ranking(settings, live, refreshes.is_worth_sending)
         self._ranks_with: Ranker | None = None
+        self._max_delta_bytes = settings.max_request_bytes // 2
 
     async def process(self, slices: Sequence[Slice]) -> None:
         """Take a batch through steps 1 to 6; the caller acks it when this returns (7).
@@ -138,6 +140,7 @@ class BatchProcessor:
         self._take_away("interests", batch.no_interests, outbox)
         reasons, context = await self._rank(batch, outbox)  # 4.
         ranked = time.perf_counter()
+        await self._add_deltas(batch, context, outbox)
         self._add_results(batch, context, outbox)
         if batch.misrouted:
             await self._send_on(batch.misrouted)  # 5.
@@ -182,12 +185,29 @@ class BatchProcessor:
         for user in users:
             outbox.add(self._settings.topic(topic), user.partition, list_key(user), None)
 
-    def _add_results(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
-        """Put in what a batch sends besides lists and changelog rows."""
-        settings = self._settings
+    async def _add_deltas(
+        self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox
+    ) -> None:
+        """Put in the deltas; of those that need several records the last.
+
+        The others are sent and acknowledged before: if one were lost and a later one was not, every
+        reader would take it for one that was counted, and pass over it when it comes again.
+        """
+        topic, most_bytes = self._settings.topic("item-statistics"), self._max_delta_bytes
         for partition, deltas in batch.deltas.items():
-            for data in delta_records(partition, deltas, settings.max_request_bytes // 2):
-                outbox.add(settings.topic("item-statistics"), partition, None, data)
+            *first, last = delta_records(partition, deltas, most_bytes)
+            for data in first:
+                await self.finish()
+                self._check()
+                sent = await self._send_records(
+                    topic, partition, [(None, data)], timestamp_ms=context.generated_at_ms
+                )
+                await asyncio.gather(*sent)
+            outbox.add(topic, partition, None, last)
+
+    def _add_results(self, batch: FoldedBatch, context: RefreshContext, outbox: Outbox) -> None:
+        """Put in what a batch sends besides deltas, lists and changelog rows."""
+        settings = self._settings
         if context.ranker is not self._ranks_with:
             self._ranks_with = context.ranker
             self._add_swap(batch, context, outbox)

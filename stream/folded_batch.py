@@ -120,7 +120,7 @@ class FoldedBatch:
     repetitions: dict[int, set[int]] = field(default_factory=dict)
     #: Partition -> partition of originals -> offset up to which their copies are folded.
     copies: dict[int, dict[int, int]] = field(default_factory=dict)
-    #: Partition -> rows that say where legs of merges are folded.
+    #: Partition -> rows that say where legs of merges have come.
     legs: dict[int, list[tuple[bytes, bytes]]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 

@@ -141,7 +141,7 @@ class LiveParts(Service):  # type: ignore[misc]
 
     def _observe(self) -> None:
         metrics.STATISTICS_EVENTS.set(self.statistics.statistics.events)
-        metrics.STATISTICS_PAIRS.set(self.statistics.statistics.pairs)
+        metrics.STATISTICS_SUMS.set(self.statistics.statistics.sums)
         metrics.STATISTICS_FLOOR.set(self.statistics.statistics.floor)
         metrics.ITEMS.set(len(self.statistics.statistics.index))
         metrics.STATISTICS_REFUSED.set(self.statistics.refused)

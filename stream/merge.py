@@ -74,17 +74,18 @@ class Turn(NamedTuple):
 
 
 def leg_key(row_key: bytes, event_id: str) -> bytes:
-    """Key of the row that says where a leg was folded for the user of this row key."""
-    return _LEG_KEY + hashlib.blake2b(row_key + event_id.encode(), digest_size=16).digest()
+    """Key of the row that says where a leg came to the user of this row key."""
+    which = row_key + b"\x1f" + event_id.encode()
+    return _LEG_KEY + hashlib.blake2b(which, digest_size=16).digest()
 
 
 def leg_row(key: bytes, offset: int) -> tuple[bytes, bytes]:
-    """The row that says: this leg was folded at this offset."""
+    """The row that says: this leg came at this offset, and is folded, or passed over, no more."""
     return key, _OFFSET.pack(offset)
 
 
 def folded_at(row: bytes | None) -> int | None:
-    """The offset that such a row says; None without a row."""
+    """The offset that such a row says; None: the leg is new."""
     return None if row is None else int(_OFFSET.unpack(row)[0])
 
 

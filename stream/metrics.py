@@ -35,7 +35,7 @@ BATCH_SECONDS = Histogram(
     "driftline_batch_seconds", "Time of a batch's steps", ["step"], buckets=_SECONDS
 )
 STATISTICS_EVENTS = Gauge("driftline_statistics_events", "Events in the live statistics")
-STATISTICS_PAIRS = Gauge("driftline_statistics_pairs", "Pairs of items in the live statistics")
+STATISTICS_SUMS = Gauge("driftline_statistics_sums", "Sums of transitions in the live statistics")
 STATISTICS_FLOOR = Gauge(
     "driftline_statistics_floor", "Pairs are those of one in 8 to the power of this of the events"
 )

@@ -22,7 +22,8 @@ REQUEST_ROOM_BYTES = 65_536
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
-Pairs = Annotated[int, Meta(ge=1000, le=500_000_000)]
+#: To drop a level takes half a second for a million pairs, and nothing else is done meanwhile.
+Pairs = Annotated[int, Meta(ge=1000, le=20_000_000)]
 ListsPerSecond = Annotated[float, Meta(ge=0, le=1000)]
 
 

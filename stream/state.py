@@ -162,7 +162,7 @@ class Folder:
         batch.copies[partition] = known
 
     def _tell_legs(self, users: UsersOfPartition, read_rows: ReadRows, batch: FoldedBatch) -> None:
-        """Tell which legs of merges were folded from another offset."""
+        """Tell which legs of merges came before, at another offset."""
         events, partition = users.columns.all, users.partition
         if not events.has_wishes:
             return
@@ -277,9 +277,10 @@ class Folder:
         """Fold a user's events one after another, but those that were applied before.
 
         An event that is too far behind its user's newest one is passed over, and makes nothing due.
-        Whether an event that is read again was, its row does not tell: its user gets a list, unless
-        nothing is known of the user. Nor does an event that is sent again make a list due for whom
-        nothing is known of: it came before the user was forgotten.
+        Whether an event that is read again was, its row does not tell: its user gets a list.
+
+        A user of whom nothing is known gets none for an event that is read or sent again: it came
+        before the user was forgotten.
         """
         row, counts = user.row, batch.counts
         skips_replays, max_lateness_ms = self._guards.replay_skip, self._max_lateness_ms
@@ -297,8 +298,8 @@ class Folder:
                 and skips_replays
                 and self._came_before(event, offset, user, batch)
             )
-            counts_now = kind.is_visit or row.events_total or not (is_replayed or is_again)
-            if kind.refreshes and (is_replayed or not is_late) and counts_now and _is_home(event):
+            may_ask = kind.is_visit or row.events_total or not (is_replayed or is_again)
+            if kind.refreshes and (is_replayed or not is_late) and may_ask and _is_home(event):
                 user.becomes_due(event.event_id, offset, time_ms, kind.is_visit)
             if is_replayed:
                 counts["replayed"] += 1

@@ -115,7 +115,8 @@ class Unanswered:
     def __init__(self) -> None:
         self.left = 0
         self._waiting: dict[str, deque[tuple[str, float]]] = defaultdict(deque)  # by user
-        #: Event id -> how many events its list has answered, of this load and of the one before.
+        #: Of this load and of the one before: event id -> how many events the list of this trigger
+        #: says that it answers; 1 of those that were no trigger.
         self._answered: dict[str, int] = {}
         self._answered_before: dict[str, int] = {}
 
@@ -133,12 +134,13 @@ class Unanswered:
         """Enter a list: it answers its user's events up to its trigger, and as many as it says.
 
         A list whose trigger was answered before is there again after a crash. It may answer more
-        than it did then, as more events were read together with its trigger.
+        than it did then, as more events were read together with its trigger. Which ones, it does
+        not say: after a crash the next events of its user can count as answered before they are.
         """
         trigger, coalesced = found.trigger.event_id, found.trigger.coalesced
         waiting = self._waiting.get(found.user_id, deque())
         is_before_trigger = trigger in [name for name, _ in waiting]
-        count, left = 0, self.left
+        count, left, known = 0, self.left, None
         if not is_before_trigger:
             known = self._answered.get(trigger, self._answered_before.get(trigger))
             if known is None:
@@ -154,7 +156,7 @@ class Unanswered:
             self.left -= 1
         if self.left < left:
             answers.list_s.append(now_s)
-        self._answered[trigger] = max(coalesced, self._answered.get(trigger, 1))
+        self._answered[trigger] = max(coalesced, known or 1)
 
 
 class OpenLoop:

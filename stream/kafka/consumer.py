@@ -277,7 +277,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
         return ends
 
     async def source_ends(self, seconds: float, partitions: Collection[TP]) -> dict[TP, int]:
-        """Where source partitions end. Raises TimeoutError if no answer comes in that time."""
+        """Where source partitions end. Raises TimeoutError where the broker does not answer."""
         thread: BatchConsumerThread = self._thread
         return await thread.highwaters_within(seconds, partitions)
 

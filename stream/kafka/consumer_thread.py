@@ -38,7 +38,7 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         hand_over_plain(consumer, self._is_plain)
 
     async def highwaters_within(self, seconds: float, partitions: Collection[TP]) -> dict[TP, int]:
-        """Where partitions end. Raises TimeoutError if no answer comes, and asks no longer.
+        """Where partitions end. Raises TimeoutError where the broker does not answer.
 
         A question that nobody waits for any more would hold one of the thread's two workers, which
         also fetch and commit, for as long as a partition has no leader.

@@ -29,8 +29,9 @@ CHANGELOG_KEY = b"\x00changelog"
 #: Where Faust keeps the changelog offset that the database has; never in the changelog.
 OFFSET_KEY: bytes = rocksdb.Store.offset_key
 
-#: Keys that begin so are the table's own; no user's does.
+#: Keys that begin so are the table's own; no user's does. All others lie behind FIRST_OTHER.
 _OWN = b"\x00"
+FIRST_OTHER = b"\x01"
 _PRODUCER = struct.Struct("<qh")
 
 

@@ -14,7 +14,7 @@ from aiokafka.structs import ConsumerRecord
 from faust.tables.table import Table
 
 from stream.kafka.marks import SourceMark, TopicMarks
-from stream.kafka.own_rows import FENCE_KEY, POSTPONED_KEY, SOURCE_KEY, Row, is_own
+from stream.kafka.own_rows import FENCE_KEY, FIRST_OTHER, POSTPONED_KEY, SOURCE_KEY, Row, is_own
 from stream.kafka.row_store import BLOCK_CACHE_BYTES, WRITE_BUFFER_BYTES, RowStore
 
 
@@ -94,7 +94,7 @@ class RowTable(Table):  # type: ignore[misc]
         Raises DamagedTableError when the database cannot be read.
         """
         store: RowStore = self.data
-        first = None if after is None else after + b"\x00"
+        first = FIRST_OTHER if after is None else after + b"\x00"
         for key, value in store.rows_from(partition, first):
             if not is_own(key):
                 yield key, value

@@ -7,6 +7,7 @@ all the while, the worker ends: started again, it goes on where its state stands
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -79,7 +80,8 @@ class ProgressWatchdog(Service):  # type: ignore[misc]
             self.observe({}, {})
             return
         try:
-            ends = await consumer.source_ends(self.interval_s, partitions)
+            async with asyncio.timeout(2 * self.interval_s):  # the thread may not come to ask
+                ends = await consumer.source_ends(self.interval_s, partitions)
         except Exception as error:  # the broker may be away: what is known is kept, and grows old
             logger.warning("Cannot ask where the source ends: %r", error)
             self._answering_since_s = None

@@ -132,8 +132,8 @@ class ExpectedState:
             return
         is_duplicate = not is_visit and self._is_duplicate(user, event.event_id, is_again)
         # what comes again of a user of whom nothing is known came before the user was forgotten
-        counts_now = is_visit or user.events_total or not is_duplicate
-        if event.makes_due and counts_now and (is_visit or not self._leaves_out):
+        may_ask = is_visit or user.events_total or not is_duplicate
+        if event.makes_due and may_ask and (is_visit or not self._leaves_out):
             user.becomes_due(offset, event.time_ms)
             if is_visit:
                 user.due_visit_offset = offset
@@ -230,10 +230,10 @@ class ExpectedState:
     def _take_over(self, user: ExpectedUser, part: MergePart, offset: int, is_again: bool) -> None:
         """Take what an anonymous user has handed over, unless the user was forgotten meanwhile."""
         user.applied_offset = offset
+        is_duplicate = self._is_known_leg(user, part, is_again)
         silent_until = user.silent_until()
         if silent_until is not None and min(part.asked_offset, offset) <= silent_until:
             return
-        is_duplicate = self._is_known_leg(user, part, is_again)
         self._asks_for_list(user, offset, part.time_ms, is_duplicate)
         if is_duplicate:
             return
