@@ -22,6 +22,9 @@ from stream.settings import Settings
 #: The users' rows; the name of its changelog follows from it.
 STATE_TABLE = "user-state"
 _FOREVER = "-1"
+#: Kafka compacts no segment that is written to: at its gigabyte a recovery would read most rows
+#: many times over.
+_ROWS_SEGMENT_BYTES = 64 * 2**20
 #: How old a record may be when it is sent, in milliseconds (Kafka 3.6 or newer).
 _OLDEST = "message.timestamp.before.max.ms"
 _UNLIMITED = 2**63 - 1
@@ -80,6 +83,7 @@ def required_topics(settings: Settings) -> list[TopicSpec]:
     compact = {"cleanup.policy": "compact"}
     both = {"cleanup.policy": "compact,delete", **keep}
     forever = {"cleanup.policy": "delete", "retention.ms": _FOREVER}
+    rows = {**compact, "segment.bytes": str(_ROWS_SEGMENT_BYTES)}
     of_users = settings.partitions
     return [
         TopicSpec(settings.topic(name), partitions, configs)
@@ -95,7 +99,7 @@ def required_topics(settings: Settings) -> list[TopicSpec]:
             ("release-log", 1, forever),
             ("dead-letters", 1, delete),
         )
-    ] + [TopicSpec(state_changelog(settings), of_users, compact)]
+    ] + [TopicSpec(state_changelog(settings), of_users, rows)]
 
 
 def create_topics(settings: Settings) -> list[str]:
