@@ -57,12 +57,17 @@ SOAK_FAULTS = (
     "disk-full",
 )
 #: All lists come, as nobody would know why one did not; of ten items, as all are kept for the
-#: checker. Items are drawn evenly, so that there is no end of pairs: their bound is soon reached.
+#: checker. What grows with the events of a user or an item, up to a bound, reaches it in the first
+#: minutes: after that, whatever grows is a leak.
 _SETTINGS = {
     "list_length": 10,
     "postpone_after_ms": 10**9,
     "snapshot_interval_s": 60.0,
     "max_pairs": 1_000_000,
+    "max_history": 20,
+    "max_taken": 20,
+    "dedupe_ring": 32,
+    "block_cache_bytes": 8 * 2**20,
 }
 #: Memory of the worker that is never struck may grow by so much.
 GROWTH_MB_PER_HOUR = 30.0
