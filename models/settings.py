@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Struct, field
 
 from export.decompress import MAX_BATCH_BYTES
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError, convert, gather
-from export.statistics import DAY_MS, StatisticsSettings
+from export.statistics import DAY_MS, Pairs, StatisticsSettings
 
 
 class TrainerSettings(Struct, frozen=True):
@@ -29,7 +29,7 @@ class TrainerSettings(Struct, frozen=True):
     popularity_half_lives_ms: tuple[int, int] = (DAY_MS, 7 * DAY_MS)
     chain_half_life_ms: int = 14 * DAY_MS
     neighbours: int = 64
-    max_pairs: Annotated[int, Meta(ge=1000)] = 4_000_000
+    max_pairs: Pairs = 4_000_000
     event_types: dict[str, EventRole] = field(default_factory=dict)
 
     def role_of(self, event_type: str) -> EventRole | None:
@@ -43,12 +43,7 @@ class TrainerSettings(Struct, frozen=True):
     @property
     def statistics(self) -> StatisticsSettings:
         """Settings of the live statistics."""
-        return StatisticsSettings(
-            self.popularity_half_lives_ms,
-            self.chain_half_life_ms,
-            self.neighbours,
-            self.max_pairs,
-        )
+        return StatisticsSettings.of(self)
 
 
 def load_trainer_settings(

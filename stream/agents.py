@@ -96,7 +96,6 @@ class BatchProcessor:
         self._on_step = on_step
         self._ranking = Ranking(settings, live, refreshes.is_worth_sending)
         self._ranks_with: Ranker | None = None
-        self._max_delta_bytes = settings.max_request_bytes // 2
 
     async def process(self, slices: Sequence[Slice]) -> None:
         """Take a batch through steps 1 to 6; the caller acks it when this returns (7).
@@ -193,7 +192,8 @@ class BatchProcessor:
         The others are sent and acknowledged before: if one were lost and a later one was not, every
         reader would take it for one that was counted, and pass over it when it comes again.
         """
-        topic, most_bytes = self._settings.topic("item-statistics"), self._max_delta_bytes
+        topic = self._settings.topic("item-statistics")
+        most_bytes = self._settings.max_request_bytes // 2
         for partition, deltas in batch.deltas.items():
             *first, last = delta_records(partition, deltas, most_bytes)
             for data in first:

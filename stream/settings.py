@@ -15,15 +15,13 @@ from msgspec import Meta, Struct, field
 
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError, convert, gather
-from export.statistics import DAY_MS, StatisticsSettings
+from export.statistics import DAY_MS, Pairs, StatisticsSettings
 
 #: Room for what is sent with an event: its key, its headers, and what a record and a batch take.
 REQUEST_ROOM_BYTES = 65_536
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
-#: To drop a level takes 0.2 s for a million pairs, and nothing else is done meanwhile.
-Pairs = Annotated[int, Meta(ge=1000, le=20_000_000)]
 ListsPerSecond = Annotated[float, Meta(ge=0, le=1000)]
 
 
@@ -103,12 +101,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def statistics(self) -> StatisticsSettings:
         """The part that decides what the live statistics are."""
-        return StatisticsSettings(
-            self.popularity_half_lives_ms,
-            self.chain_half_life_ms,
-            self.neighbours,
-            self.max_pairs,
-        )
+        return StatisticsSettings.of(self)
 
     def topic(self, name: str) -> str:
         """The full name of one of the topics."""

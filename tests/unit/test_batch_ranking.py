@@ -9,21 +9,19 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from folding import FINGERPRINT, PARTITIONS, RecordSlice, Tp, partition_of, record
+from live_parts import live_of
 from statistics_strategies import START_MS, Counted, deltas_of, statistics_of
 
 from export.items import item_hash
 from stream.agents import BatchProcessor, TableRows
-from stream.catalogue import Catalogue
 from stream.history import HistoryEvent, RowLimits, UserRow, hash64
 from stream.ranker import RankedLists, StatisticsRanker
 from stream.refresh_control import RefreshControl
 from stream.requests import LiveTensors, RankRequests
 from stream.settings import Settings
 from stream.state import Folder
-from stream.statistics import LiveStatistics
 
 USERS = [name for n in range(200) if partition_of(name := f"user-{n}") == 0][:7]
 
@@ -60,19 +58,7 @@ def processed(max_rank_batch: int, is_replaced: bool) -> list[dict[str, Any]]:
     """The lists of one batch of visits, ranked so many users at a time."""
     settings = Settings(max_rank_batch=max_rank_batch, partitions=PARTITIONS)
     past = [Counted(0, n, f"item-{n % 5}", ("item-0",), START_MS, 16) for n in range(20)]
-    statistics = statistics_of([past])
-    popularity = statistics.popularity()
-    tensors = LiveTensors(
-        popularity, (popularity[1] > 0).astype(np.float32), dict(statistics.watermarks), START_MS
-    )
-    live = SimpleNamespace(
-        index=statistics.index,
-        statistics=LiveStatistics(statistics),
-        catalogue=Catalogue(statistics.index),
-        catalogue_positions={},
-        ranking_tensors=lambda: tensors,
-        wrote_deltas=lambda records: None,
-    )
+    live = live_of(statistics_of([past]), START_MS)
     live.ranker = Moving(0.5, live=live, is_replaced=is_replaced)
     sent: list[tuple[str, bytes]] = []
 

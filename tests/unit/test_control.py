@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from folding import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_parts import live_of
 from statistics_strategies import Counted, statistics_of
 
 from export.items import ItemIndex, item_hash, item_hashes
@@ -36,11 +36,9 @@ from stream.control import MAX_FILTERS, group_key, hidden_rows, with_filter
 from stream.history import OPTED_OUT, RowLimits, UserRow, hash64, id_hash
 from stream.ranker import StatisticsRanker
 from stream.refresh_control import RefreshControl
-from stream.requests import LiveTensors
 from stream.row_codec import FILTER, RING_ENTRY_BYTES, RING_ENTRY_STRUCT, UNTIMED
 from stream.settings import Settings
 from stream.state import Folder
-from stream.statistics import LiveStatistics
 from stream.verify.deltas import DeltaTopic
 from stream.verify.events import EventRules, Refused, SentOn
 from stream.verify.lists import SentLists, applied_offsets, check_interests, check_lists
@@ -370,18 +368,8 @@ class Engine:
     def __post_init__(self) -> None:
         past = [Counted(0, n, item, (), NOW_MS - 10**6, 16) for n, item in enumerate(ITEMS)]
         statistics = statistics_of([past])
-        popularity = statistics.popularity()
-        known = (popularity[1] > 0).astype(np.float32)
-        tensors = LiveTensors(popularity, known, dict(statistics.watermarks), NOW_MS)
-        self.live = SimpleNamespace(
-            index=statistics.index,
-            statistics=LiveStatistics(statistics),
-            catalogue=catalogue_of(statistics.index),
-            catalogue_positions={},
-            ranking_tensors=lambda: tensors,
-            wrote_deltas=lambda records: None,
-            ranker=StatisticsRanker(0.5),
-        )
+        catalogue = catalogue_of(statistics.index)
+        self.live = live_of(statistics, NOW_MS, StatisticsRanker(0.5), catalogue)
         self.start()
 
     def start(self) -> None:

@@ -8,36 +8,24 @@ from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from folding import FINGERPRINT, NOW_MS, PARTITIONS, RecordSlice, Tp, partition_of, record
+from live_parts import live_of
 from statistics_strategies import ITEMS, Counted, statistics_of
 
 from export.items import ItemIndex
 from stream.agents import BatchProcessor, TableRows
-from stream.catalogue import Catalogue
-from stream.ranker import LiveTensors, StatisticsRanker
+from stream.ranker import StatisticsRanker
 from stream.refresh_control import RefreshControl
 from stream.settings import Settings
 from stream.state import Folder
-from stream.statistics import LiveStatistics, decode_deltas
+from stream.statistics import decode_deltas
 
 SETTINGS = Settings(partitions=PARTITIONS, max_request_bytes=2000)
 
 
 def test_each_piece_is_acknowledged_before_the_next_one_is_sent():
     past = [Counted(0, n, item, (), NOW_MS, 16) for n, item in enumerate(ITEMS)]
-    statistics = statistics_of([past])
-    popularity = statistics.popularity()
-    tensors = LiveTensors(popularity, np.ones(len(ITEMS), np.float32), {}, NOW_MS)
-    live = SimpleNamespace(
-        index=statistics.index,
-        statistics=LiveStatistics(statistics),
-        catalogue=Catalogue(statistics.index),
-        catalogue_positions={},
-        ranking_tensors=lambda: tensors,
-        wrote_deltas=lambda records: None,
-        ranker=StatisticsRanker(0.5),
-    )
+    live = live_of(statistics_of([past]), NOW_MS, StatisticsRanker(0.5))
     pieces: list[list[int]] = []
     under_way: list[asyncio.Future[Any]] = []
 
