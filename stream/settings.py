@@ -19,6 +19,8 @@ from export.statistics import DAY_MS, Pairs, StatisticsSettings
 
 #: Room for what is sent with an event: its key, its headers, and what a record and a batch take.
 REQUEST_ROOM_BYTES = 65_536
+#: Most that an item of a list takes: its id and three in its reason, 256 characters each, escaped.
+LISTED_ITEM_BYTES = 6_400
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -134,10 +136,26 @@ def load_settings(
         names = ", ".join(sorted(known))
         raise SettingsError("\n".join([*wrong, *impossible, f"Settings are: {names}."]))
     settings = Settings(**values)
-    if settings.max_event_bytes + REQUEST_ROOM_BYTES > settings.max_request_bytes:
-        raise SettingsError(
-            f"max_event_bytes = {settings.max_event_bytes}: an event on a wrong partition is sent "
-            f"on, with up to {REQUEST_ROOM_BYTES} bytes more, and max_request_bytes is "
-            f"{settings.max_request_bytes}; raise that and the broker's message.max.bytes"
-        )
+    if too_large := _too_large(settings):
+        raise SettingsError("\n".join(too_large))
     return settings
+
+
+def _too_large(settings: Settings) -> list[str]:
+    """What an event could make larger than a request, which would end every worker."""
+    room = settings.max_request_bytes - REQUEST_ROOM_BYTES
+    most_items = max(room // LISTED_ITEM_BYTES, 0)
+    wide = f"max_request_bytes is {settings.max_request_bytes}"
+    found = []
+    if settings.max_event_bytes > room:
+        found.append(
+            f"max_event_bytes = {settings.max_event_bytes}: an event on a wrong partition is sent "
+            f"on, with up to {REQUEST_ROOM_BYTES} bytes more, and {wide}; raise that and the "
+            "broker's message.max.bytes"
+        )
+    if settings.list_length > most_items:
+        found.append(
+            f"list_length = {settings.list_length}: of the longest ids a list may have "
+            f"{most_items} items, as {wide}; raise that and the broker's message.max.bytes"
+        )
+    return found

@@ -8,7 +8,9 @@ import pytest
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError
 from models.settings import load_trainer_settings
-from stream.settings import Settings, load_settings
+from stream.events import RankedItem, Reason, encode
+from stream.reasons import MAX_ITEMS
+from stream.settings import LISTED_ITEM_BYTES, Settings, load_settings
 
 
 def test_without_anything_said_every_setting_has_its_default():
@@ -53,6 +55,26 @@ def test_an_event_that_could_not_be_sent_on_may_not_be_accepted():
         overrides={"max_event_bytes": large, "max_request_bytes": 2 * large}, environment={}
     )
     assert wide.max_event_bytes == large
+
+
+def test_a_list_that_could_not_be_sent_may_not_be_wanted():
+    with pytest.raises(SettingsError) as refused:
+        load_settings(overrides={"list_length": 200, "max_event_bytes": 2**21}, environment={})
+    assert "list_length = 200" in str(refused.value)
+    assert "max_event_bytes" in str(refused.value)
+    wide = load_settings(
+        overrides={"list_length": 200, "max_request_bytes": 1_400_000}, environment={}
+    )
+    assert wide.list_length == 200
+
+
+def test_no_item_of_a_list_takes_more_than_settings_reckon_with():
+    longest = "\x01" * 256
+
+    reason = Reason("because_item", [longest] * MAX_ITEMS)
+    entry = RankedItem(longest, -1.2345678901234567e-300, "sequence", reason)
+
+    assert 6_000 < len(encode(entry)) < LISTED_ITEM_BYTES
 
 
 @pytest.mark.parametrize(
