@@ -180,6 +180,13 @@ def workers(
     help="Data set whose interactions are sent under drawn users; without it they are generated.",
 )
 @click.option("--format", "data_format", type=click.Choice(FORMATS), default="movietweetings")
+@click.option(
+    "--output-bytes",
+    type=click.IntRange(0, 4096),
+    default=0,
+    show_default=True,
+    help="Above 0, one more raw loop takes part: it sends so many for each event, not deltas.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a report of each case as JSON.")
 def state(
     bootstrap: str,
@@ -193,6 +200,7 @@ def state(
     seed: int,
     data: Path | None,
     data_format: str,
+    output_bytes: int,
     as_json: bool,
 ) -> None:
     """The state path beside raw loops, in turn: events/s and CPU for each event.
@@ -208,7 +216,7 @@ def state(
     for count, size in itertools.product(users, partitions):
         workload = Workload(events, count, exponent, seed, data, data_format, hot_share)
         with reported():
-            report = bench_state(bootstrap, workload, batches, rounds, size)
+            report = bench_state(bootstrap, workload, batches, rounds, size, output_bytes)
         click.echo(msgspec.json.encode(report).decode() if as_json else report.as_table())
         all_hold &= report.holds
     sys.exit(0 if all_hold else 1)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from stream.bench.raw_loop import DELTA_BYTES, FILLER, RawPlan, RawRows
+from stream.bench.raw_loop import RawPlan, RawRows, outputs
 from stream.kafka.consumer_thread import LONG_POLL_MS
 from stream.kafka.producer import MAX_BATCH_BYTES
 
@@ -83,9 +83,8 @@ class ConfluentLoop:
             changes[partition] = rows
             for key, value in rows:
                 self._produce(self._plan.changelog, partition, key, value, now_ms)
-            size = DELTA_BYTES * len(records)
-            deltas = (FILLER * (size // len(FILLER) + 1))[:size]
-            self._produce(self._plan.deltas, partition, None, deltas, now_ms)
+            for output_key, output in outputs(self._plan, keys):
+                self._produce(self._plan.deltas, partition, output_key, output, now_ms)
         if self._producer.flush(_FLUSH_TIMEOUT_S) or self._refused:
             raise KafkaException(*self._refused[:1])
         for partition, rows in changes.items():

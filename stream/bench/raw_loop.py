@@ -3,7 +3,8 @@
 Run as a process by `driftline bench state`, with a `RawPlan` as its argument. For every batch it
 reads and writes one row for each distinct user, sends the same changelog rows and as many bytes of
 deltas as a worker, and waits for the broker. It decodes no event, folds none and knows none twice.
-All of a batch is sent at once: the order that a worker keeps costs a wait more.
+All of a batch is sent at once: the order that a worker keeps costs a wait more. With
+`output_bytes`, a record of that size is sent for each event, in place of the batch's deltas.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class RawPlan(Struct, frozen=True):
     commit_interval_s: float
     max_request_bytes: int
     ring_records: int  # of a partition whose ids a worker knows at one time
+    output_bytes: int = 0  # of a record for each event; 0: deltas of the batch
 
 
 def row_of(count: int, ids: int) -> bytes:
@@ -75,6 +77,14 @@ def count_in(row: bytes) -> int:
     """How many events a row stands for."""
     count: int = _COUNT.unpack_from(row)[0]
     return count
+
+
+def outputs(plan: RawPlan, keys: list[bytes]) -> list[tuple[bytes | None, bytes]]:
+    """What is sent for events with these keys, besides rows: deltas, or a record for each."""
+    if plan.output_bytes:
+        return [(key, FILLER[: plan.output_bytes]) for key in keys]
+    size = DELTA_BYTES * len(keys)
+    return [(None, (FILLER * (size // len(FILLER) + 1))[:size])]
 
 
 class RawRows:
@@ -175,11 +185,9 @@ class RawLoop:
             keys = [record.key for record in records]
             rows = self._rows.changed(tp.partition, keys, records[-1].offset)
             changes[tp.partition] = rows
-            deltas = FILLER * (DELTA_BYTES * len(records) // len(FILLER) + 1)
-            size = DELTA_BYTES * len(records)
             for topic, sent in (
                 (self._plan.changelog, rows),
-                (self._plan.deltas, [(None, deltas[:size])]),
+                (self._plan.deltas, outputs(self._plan, keys)),
             ):
                 acknowledged += await self._send(topic, tp.partition, sent, now_ms)
         await asyncio.gather(*acknowledged)

@@ -1,9 +1,10 @@
 """Measure the state path on a real broker, alternating with raw loops that do nothing else.
 
 All read the same topic, and write and send as many bytes (see stream.bench.raw_loop): one loop on
-aiokafka, and one on confluent-kafka where that is installed. The worker
-is the real one, as a process of its own, with refreshes switched off: it decodes, folds, knows
-duplicates, counts statistics and keeps the order of guarantee.
+aiokafka, and one on confluent-kafka where that is installed. A third one, `outputs`, takes part
+where that is asked for: the loop on aiokafka, with a record for each event in place of deltas. The
+worker is the real one, as a process of its own, with refreshes switched off: it decodes, folds,
+knows duplicates, counts statistics and keeps the order of guarantee.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ class StateReport(Struct, frozen=True):
         """Whether the state was right after every run."""
         return not any(run.wrong for run in self.runs)
 
-    def ratios(self, batch: int, value: Callable[[StateRun], float]) -> list[float]:
-        """Driftline's value as part of the raw aiokafka loop's, one a round."""
+    def ratios(
+        self, batch: int, value: Callable[[StateRun], float], yardstick: Contestant = "raw"
+    ) -> list[float]:
+        """Driftline's value as part of another's, one a round; that one must have taken part."""
         found = {(run.contestant, run.round): value(run) for run in self.runs if run.batch == batch}
         rounds = sorted({number for _, number in found})
-        return [found["driftline", number] / found["raw", number] for number in rounds]
+        return [found["driftline", number] / found[yardstick, number] for number in rounds]
 
     def as_table(self) -> str:
         """Medians of each contestant, and the ratios of each round."""
@@ -90,10 +93,15 @@ class StateReport(Struct, frozen=True):
             for contestant in get_args(Contestant):
                 if contestant in taking_part:
                     lines.append(self._line(batch, contestant))
-            speed = self.ratios(batch, lambda run: run.events_per_s)
-            cpu = self.ratios(batch, lambda run: run.cpu_us_per_event)
-            lines.append(f"{batch:>6} ratio of events/s {_spread(speed)}; of CPU {_spread(cpu)}")
+            lines.append(f"{batch:>6} {self._spreads(batch, 'raw')}")
+            if "outputs" in taking_part:
+                lines.append(f"{batch:>6} {self._spreads(batch, 'outputs')}, beside outputs")
         return "\n".join(lines)
+
+    def _spreads(self, batch: int, yardstick: Contestant) -> str:
+        speed = self.ratios(batch, lambda run: run.events_per_s, yardstick)
+        cpu = self.ratios(batch, lambda run: run.cpu_us_per_event, yardstick)
+        return f"ratio of events/s {_spread(speed)}; of CPU {_spread(cpu)}"
 
     def _line(self, batch: int, contestant: Contestant) -> str:
         runs = [r for r in self.runs if r.batch == batch and r.contestant == contestant]
@@ -109,9 +117,16 @@ class StateReport(Struct, frozen=True):
 
 
 def bench_state(
-    bootstrap: str, workload: Workload, batches: list[int], rounds: int, partitions: int
+    bootstrap: str,
+    workload: Workload,
+    batches: list[int],
+    rounds: int,
+    partitions: int,
+    output_bytes: int = 0,
 ) -> StateReport:
     """Fill a topic, let the contestants go through it in turn, delete everything again.
+
+    With `output_bytes`, a raw loop that sends a record of that size for each event is among them.
 
     Raises DriftlineError for a broker or a data set that cannot be used, or a run that fails.
     """
@@ -121,8 +136,10 @@ def bench_state(
         asyncio.run(fill(settings, workload))
         for number in range(rounds):
             for batch in batches:
-                for contestant in _contestants():
-                    runs.append(run_contestant(settings, workload, contestant, batch, number))
+                for contestant in _contestants(output_bytes):
+                    runs.append(
+                        run_contestant(settings, workload, contestant, batch, number, output_bytes)
+                    )
     events_of_users = Counter(workload.user_numbers().tolist())
     return StateReport(
         workload.events,
@@ -137,9 +154,16 @@ def bench_state(
 
 
 def run_contestant(
-    engine: Settings, workload: Workload, contestant: Contestant, batch: int, number: int
+    engine: Settings,
+    workload: Workload,
+    contestant: Contestant,
+    batch: int,
+    number: int,
+    output_bytes: int = 0,
 ) -> StateRun:
-    """One run of one contestant over the events that an engine's topic holds."""
+    """One run of one contestant over the events that an engine's topic holds.
+
+    `output_bytes` are those of an event's record in a run of `outputs`."""
     settings = for_run(engine, f"{contestant}-{batch}-{number}")
     make_anew(settings, written_by(settings))
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
@@ -147,7 +171,7 @@ def run_contestant(
         command = (
             _worker_command(settings, workload, batch, home)
             if contestant == "driftline"
-            else _raw_command(settings, workload, contestant, batch, home)
+            else _raw_command(settings, workload, contestant, batch, home, output_bytes)
         )
         cpu = run_until_committed(
             command,
@@ -178,17 +202,21 @@ def run_contestant(
     )
 
 
-def _contestants() -> list[Contestant]:
+def _contestants(output_bytes: int) -> list[Contestant]:
     """Those that can run here, in the order of their turns."""
-    return [
-        contestant
-        for contestant in get_args(Contestant)
-        if contestant != "confluent" or find_spec("confluent_kafka")
-    ]
+    left_out = set() if find_spec("confluent_kafka") else {"confluent"}
+    if not output_bytes:
+        left_out.add("outputs")
+    return [contestant for contestant in get_args(Contestant) if contestant not in left_out]
 
 
 def _raw_command(
-    settings: Settings, workload: Workload, contestant: Contestant, batch: int, home: Path
+    settings: Settings,
+    workload: Workload,
+    contestant: Contestant,
+    batch: int,
+    home: Path,
+    output_bytes: int,
 ) -> list[str]:
     (home / "data").mkdir()
     plan = RawPlan(
@@ -202,8 +230,10 @@ def _raw_command(
         settings.commit_interval_s,
         settings.max_request_bytes,
         round(workload.events_within(settings.max_lateness_ms / 1000) / settings.partitions),
+        output_bytes if contestant == "outputs" else 0,
     )
-    module = "stream.bench.raw_loop" if contestant == "raw" else "stream.bench.raw_confluent"
+    is_confluent = contestant == "confluent"
+    module = "stream.bench.raw_confluent" if is_confluent else "stream.bench.raw_loop"
     return [sys.executable, "-m", module, msgspec.json.encode(plan).decode()]
 
 

@@ -25,7 +25,7 @@ from stream.statistics import DeltaRecord
 from stream.topics import state_changelog
 from stream.verify.rows import rows_on_disk
 
-Contestant = Literal["raw", "confluent", "driftline"]
+Contestant = Literal["raw", "outputs", "confluent", "driftline"]
 
 #: The part of the events before the clock starts: topics made just now refuse the first requests.
 WARM_UP_SHARE = 0.02
@@ -78,7 +78,7 @@ async def read_changelog(settings: Settings) -> Changelog:
 
 
 async def read_deltas(settings: Settings, contestant: Contestant) -> tuple[int, int]:
-    """(bytes, events) of the deltas of a run; the raw loop's bytes hold no events."""
+    """(bytes, events) of the deltas of a run; those of raw loops hold no events."""
     size = events = 0
     decode = msgspec.msgpack.Decoder(DeltaRecord).decode
     async for record in read_topic(settings, settings.topic("item-statistics")):

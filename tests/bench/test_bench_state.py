@@ -23,6 +23,7 @@ from stream.history import HistoryEvent, RowLimits, UserRow, id_hash, row_key
 @pytest.mark.broker
 def test_all_contestants_end_with_the_right_state_and_leave_no_topic(kafka: Broker) -> None:
     arguments = ["--events", "3000", "--users", "300", "--batches", "32", "--rounds", "1"]
+    arguments += ["--output-bytes", "200"]
 
     done = CliRunner().invoke(
         main, ["bench", "state", "--bootstrap", kafka.bootstrap, *arguments, "--json"]
@@ -30,9 +31,11 @@ def test_all_contestants_end_with_the_right_state_and_leave_no_topic(kafka: Brok
 
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
-    assert [run["contestant"] for run in report["runs"]] == ["raw", "confluent", "driftline"]
+    contestants = ["raw", "outputs", "confluent", "driftline"]
+    assert [run["contestant"] for run in report["runs"]] == contestants
     assert all(run["wrong"] == [] and run["events_per_s"] > 0 for run in report["runs"])
-    raw, confluent, ours = report["runs"]
+    raw, outputs, confluent, ours = report["runs"]
+    assert outputs["delta_bytes_per_event"] == 200
     assert confluent["delta_bytes_per_event"] == raw["delta_bytes_per_event"]
     for written in ("delta_bytes_per_event", "changelog_bytes_per_event"):
         assert raw[written] == pytest.approx(ours[written], rel=0.1)

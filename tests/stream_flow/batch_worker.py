@@ -52,6 +52,7 @@ class Plan:
         self.fail_on: str | None = wishes.get("fail_on")
         self.hold_file: str | None = wishes.get("hold_file")
         self.seek_hold_file: str | None = wishes.get("seek_hold_file")
+        self.broken: str | None = wishes.get("broken")
         self.standbys: int = wishes.get("standbys", 0)
         self.instance: str = wishes.get("instance", "")
         self.settings: dict[str, object] = wishes.get("settings", {})
@@ -131,6 +132,17 @@ def hold_seeks(plan: Plan, consumer: BatchConsumer) -> None:
     consumer.earliest_offsets = held
 
 
+def break_part(plan: Plan, consumer: BatchConsumer) -> None:
+    """A part of aiokafka's fails from now on, as after an upgrade that has another name for it."""
+    thread = consumer._thread
+    fetching = thread._ensure_consumer()
+    if plan.broken == "fetcher":
+        fetching._fetcher._get_actions_per_node = None
+    if plan.broken == "metadata":
+        fetching._client._metadata_update = None
+        thread.thread_loop.call_soon_threadsafe(fetching._client.force_metadata_update)
+
+
 def tell_of_restoring(plan: Plan, table: RowTable) -> None:
     """A line for each slice of the changelog that is applied."""
     restore = table.restore
@@ -191,6 +203,7 @@ async def say_when_ready(plan: Plan, app: faust.App, table: RowTable) -> None:
             told = state
             marks = {p: table.source_watermark(p) for p in state[1]}
             plan.tell("ready", generation=state[0], partitions=state[1], watermarks=marks)
+            break_part(plan, consumer)
 
 
 def ready_at(consumer: object) -> list[TP]:

@@ -14,8 +14,9 @@ from kafka import KafkaConsumer
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 
+from stream.kafka.batches import FAILED_EXIT_CODE
 from stream.kafka.membership import LONGEST_S, Membership
-from stream.kafka.tasks import TaskCancelledError, crash_with
+from stream.kafka.tasks import TaskCancelledError
 
 pytestmark = pytest.mark.broker
 
@@ -60,12 +61,14 @@ async def test_a_coordination_that_is_cancelled_ends_the_worker_unless_it_closes
         consumer._coordinator._coordination_task = asyncio.create_task(asyncio.sleep(0))
 
 
-async def test_a_fetcher_that_fails_ends_the_worker(scene: Scene) -> None:
-    async with member_of(scene) as consumer:
-        ends: asyncio.Queue[BaseException] = asyncio.Queue()
-        crash_with(consumer._fetcher._fetch_task, ends.put)
-        consumer._fetcher._get_actions_per_node = None
-        assert await asyncio.wait_for(ends.get(), PATIENCE_S)
+@pytest.mark.parametrize("part", ["fetcher", "metadata"])
+def test_a_part_of_the_consumer_that_fails_ends_the_worker(
+    scene: Scene, worker: Worker, part: str
+) -> None:
+    broken = worker(part, broken=part, end_within_s=5).start()
+    assert broken.exit_code() in (1, FAILED_EXIT_CODE)  # the other one: in order took too long
+    assert broken.told("ready")
+    assert "'NoneType' object is not callable" in broken.output
 
 
 async def test_a_member_that_nobody_polls_stays_in_the_group(scene: Scene) -> None:
