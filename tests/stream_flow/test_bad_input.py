@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from kafka.partitioner import murmur2
 from kafka_cluster import Broker
+
+from export.statistics import CHAIN_DEPTH
 
 PARTITIONS = 8
 NOW = 1_700_000_000_000
@@ -235,6 +238,39 @@ def test_an_event_under_a_wrong_key_is_sent_on_and_folded_once(
     assert code == 0, report
     assert report["checks"]["wrong keys"]["checked"] == len(wrong)
     assert report["checks"]["deltas"]["checked"] == 3 + len(wrong)
+
+
+def test_a_list_of_the_longest_ids_and_reasons_can_be_sent(engine: Engine) -> None:
+    length = 146  # the most that settings take beside the default `max_request_bytes`
+    hubs = [longest_id(number) for number in range(CHAIN_DEPTH)]
+    walks = [[*reversed(hubs), longest_id(number)] for number in range(10, 10 + length)]
+    numbers = itertools.count()
+
+    def walk(user: str, items: list[str]) -> list[Record]:
+        return [(user.encode(), event(user, next(numbers), item_id=name)) for name in items]
+
+    worker = engine.worker().start(
+        DRIFTLINE_LIST_LENGTH=str(length),
+        DRIFTLINE_NEIGHBOURS=str(2 * length),
+        DRIFTLINE_POPULARITY_SHARE="0.01",
+    )
+    engine.send(record for user, items in enumerate(walks) for record in walk(f"u{user}", items))
+    engine.wait_until_all_is_done()
+    visitor = "\x01" * 256
+    engine.send([*walk(visitor, hubs), (visitor.encode(), event(visitor, 9999, "visit"))])
+    engine.wait_until_all_is_done()
+
+    lists = [r for r in engine.read("recommendations") if r.key == visitor.encode()]
+    newest = json.loads(lists[-1].value)
+    assert len(newest["items"]) == length
+    assert all(len(entry["reason"]["items"]) == 2 for entry in newest["items"])
+    assert len(lists[-1].value) > 650_000
+    assert worker.stop() == 0
+
+
+def longest_id(number: int) -> str:
+    """Of characters that JSON writes in six, but for the number."""
+    return f"{number:06}".rjust(256, "\x01")
 
 
 @pytest.mark.slow
