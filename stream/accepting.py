@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stream.dead_letters import DeadLetter
 from stream.decoding import CONTROL, Decoded, EventDecoder, Kind, Record, kinds_of
-from stream.event_columns import AcceptedEvents
+from stream.event_columns import AcceptedEvents, PartitionEvents
 from stream.events import WISHES, UserEvent, Wish
 from stream.folded_batch import FoldedBatch
 from stream.history import key_beginning
@@ -30,14 +30,14 @@ class Acceptor:
 
     def accept(
         self, partition: int, records: Sequence[Record], batch: FoldedBatch
-    ) -> AcceptedEvents:
+    ) -> PartitionEvents:
         """The events of a partition's records; puts down why there are none of some of them."""
         decoded = self._decoder.decode_all(records)
         for record, reason in decoded.refused:
             batch.dead_letters.append(self._letter(reason, partition, record))
-        return self._all_of(decoded) or self._some_of(decoded, partition, batch)
+        return self._all_of(decoded, partition) or self._some_of(decoded, partition, batch)
 
-    def _all_of(self, decoded: Decoded) -> AcceptedEvents | None:
+    def _all_of(self, decoded: Decoded, partition: int) -> PartitionEvents | None:
         """The events where they are known users' of one tenant, count and lie under their keys.
 
         None where that does not hold for all of them; then each is looked at.
@@ -52,19 +52,18 @@ class Acceptor:
             return None
         if not _are_alike([event.user_id for event in events], keys):
             return None
-        return AcceptedEvents(
+        accepted = AcceptedEvents(
             decoded.records,
             decoded.events,
             list(map(self._counting.__getitem__, types)),
             _offsets(decoded.records),
             decoded.times_ms,
             decoded.said_ms,
-            keys,
-            key_beginning(tenants.pop(), True),
             has_wishes=False,
         )
+        return PartitionEvents(partition, accepted, keys, key_beginning(tenants.pop(), True))
 
-    def _some_of(self, decoded: Decoded, partition: int, batch: FoldedBatch) -> AcceptedEvents:
+    def _some_of(self, decoded: Decoded, partition: int, batch: FoldedBatch) -> PartitionEvents:
         """The events that count here; of the others is put down what they are."""
         records: list[Record] = []
         events: list[UserEvent | Wish] = []
@@ -90,17 +89,16 @@ class Acceptor:
             min(event.event_time, record.timestamp)
             for event, record in zip(events, records, strict=True)
         ]
-        return AcceptedEvents(
+        accepted = AcceptedEvents(
             records,
             events,
             kinds,
             _offsets(records),
             np.array(times_ms, dtype=np.int64),
             np.array(said_ms, dtype=np.int64),
-            keys,
-            b"",
             has_wishes=CONTROL in kinds,
         )
+        return PartitionEvents(partition, accepted, keys, b"")
 
     def _kind_of(self, event: UserEvent | Wish) -> Kind | None:
         """What an event does; None: nothing."""

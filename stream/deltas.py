@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,51 +47,53 @@ class PartitionDeltas:
             self.weights[which],
         )
 
+    def take(self, places: NDArray[np.int64]) -> PartitionDeltas:
+        """Those at these places."""
+        return PartitionDeltas(
+            self.offsets[places],
+            [self.items[at] for at in places.tolist()],
+            self.previous[places],
+            self.times_ms[places],
+            self.weights[places],
+        )
+
     def joined(self, other: PartitionDeltas) -> PartitionDeltas:
         """These and others, by ascending offset; they need not stand so before."""
-        offsets = np.concatenate([self.offsets, other.offsets])
-        items = self.items + other.items
-        order = np.argsort(offsets)
-        return PartitionDeltas(
-            offsets[order],
-            [items[at] for at in order.tolist()],
-            np.concatenate([self.previous, other.previous])[order],
-            np.concatenate([self.times_ms, other.times_ms])[order],
-            np.concatenate([self.weights, other.weights])[order],
+        both = PartitionDeltas(
+            np.concatenate([self.offsets, other.offsets]),
+            self.items + other.items,
+            np.concatenate([self.previous, other.previous]),
+            np.concatenate([self.times_ms, other.times_ms]),
+            np.concatenate([self.weights, other.weights]),
         )
+        return both.take(np.argsort(both.offsets))
+
+
+def whole_deltas(
+    kept: KeptEvents, is_in: NDArray[np.bool_], before: NDArray[np.uint64], spans: Sequence[slice]
+) -> list[PartitionDeltas]:
+    """Those of some of the kept events, for each of the spans that these come in.
+
+    [K] which, and [K, CHAIN_DEPTH] hashes of the items before each, as in `kept.packed`.
+    """
+    previous = np.empty_like(before)
+    previous[kept.order] = before
+    deltas = PartitionDeltas(kept.offsets, kept.items, previous, kept.times_ms, kept.weights)
+    ends = [span.stop for span in spans]
+    if not is_in.all():
+        places = np.sort(kept.order[is_in])
+        deltas, ends = deltas.take(places), np.searchsorted(places, ends).tolist()
+    return [deltas.select(slice(*span)) for span in pairwise([0, *ends])]
 
 
 class DeltaBuilder:
-    """Takes note of folded events, those of many users at once and others one by one."""
+    """Takes note of a partition's folded events: `whole` of many users, and others one by one."""
 
-    def __init__(self) -> None:
-        self._whole: PartitionDeltas | None = None
+    def __init__(self, whole: PartitionDeltas | None) -> None:
+        self._whole = whole if whole is not None and len(whole.offsets) else None
         self._items: list[str] = []
         self._events: list[tuple[int, int, int]] = []  # offset, time in ms, weight
         self._previous: list[list[int]] = []
-
-    def add_whole(
-        self, kept: KeptEvents, is_in: NDArray[np.bool_], before: NDArray[np.uint64]
-    ) -> None:
-        """Put in some of the kept events.
-
-        [K] which, and [K, CHAIN_DEPTH] hashes of the items before each, as in `kept.packed`.
-        """
-        previous = np.empty_like(before)
-        previous[kept.order] = before
-        if is_in.all():
-            whole = kept.items, kept.offsets, previous, kept.times_ms, kept.weights
-        else:
-            places = np.sort(kept.order[is_in])
-            whole = (
-                [kept.items[at] for at in places.tolist()],
-                kept.offsets[places],
-                previous[places],
-                kept.times_ms[places],
-                kept.weights[places],
-            )
-        items, offsets, previous, times_ms, weights = whole
-        self._whole = PartitionDeltas(offsets, items, previous, times_ms, weights)
 
     def add(self, item: str, event: HistoryEvent, previous: list[int], weight: int) -> None:
         """Put in one event; `previous` are hashes of the items before it, newest first."""

@@ -1,4 +1,4 @@
-"""Lay out the valid events of one partition as columns, those of one user together.
+"""Lay out the valid events of a batch as columns, those of one user together.
 
 What can be worked out for all events of a batch at once is worked out here, in numpy: the bytes
 that histories and rings of ids take in, what the statistics get, and whose events can be taken in
@@ -33,10 +33,9 @@ Places = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class AcceptedEvents:
-    """N valid events of one partition, entry by entry, in the order of their offsets.
+    """N valid events, entry by entry; those of one partition together, by their offsets.
 
     `times_ms`: none after its record's; `said_ms`: as their producers gave them.
-    `key_beginning` and an entry of `keys` together are the key of the row that an event changes.
     """
 
     records: list[Record]
@@ -45,17 +44,43 @@ class AcceptedEvents:
     offsets: NDArray[np.int64]
     times_ms: NDArray[np.int64]
     said_ms: NDArray[np.int64]
-    keys: list[bytes]
-    key_beginning: bytes
     has_wishes: bool
 
     def __len__(self) -> int:
         return len(self.events)
 
+    @classmethod
+    def joined(cls, parts: Sequence[AcceptedEvents]) -> AcceptedEvents:
+        """The events of several partitions, one's behind another's."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            [record for part in parts for record in part.records],
+            [event for part in parts for event in part.events],
+            [kind for part in parts for kind in part.kinds],
+            np.concatenate([part.offsets for part in parts]),
+            np.concatenate([part.times_ms for part in parts]),
+            np.concatenate([part.said_ms for part in parts]),
+            any(part.has_wishes for part in parts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionEvents:
+    """The valid events of one partition.
+
+    `key_beginning` and an entry of `keys` together are the key of the row that an event changes.
+    """
+
+    partition: int
+    events: AcceptedEvents
+    keys: list[bytes]
+    key_beginning: bytes
+
 
 @dataclass(frozen=True, slots=True)
 class KeptEvents:
-    """K events that are to enter histories, in the order of their offsets but for the bytes.
+    """K events that are to enter histories, in the order of all events but for the bytes.
 
     `order` are their places user by user, each user's in the order of their offsets; `packed` and
     `ids` stand in that order. Those of user u are there from `bounds[u]` to `bounds[u + 1]`.
@@ -77,18 +102,32 @@ class KeptEvents:
 
 
 @dataclass(frozen=True, slots=True)
-class EventColumns:
-    """The events of a partition's U users, who stand in the order in which they came.
+class Span:
+    """Where the events, the users and the kept events of one partition are: each stand together."""
 
-    `order` are the events' places user by user, each user's in the order of their offsets: those of
-    user u are there from `bounds[u]` to `bounds[u + 1]`.
+    partition: int
+    events: slice
+    users: slice
+    kept: slice
+
+
+@dataclass(frozen=True, slots=True)
+class EventColumns:
+    """The events of U users, who stand in the order in which they came, partition by partition.
+
+    A key that events of two partitions have is two users. `users` are the numbers of the events'
+    users, and `spans` tell what is of which partition. `order` are the events' places user by user,
+    each user's in the order of their offsets: those of user u are there from `bounds[u]` to
+    `bounds[u + 1]`.
     `is_in_order`: no wish is among a user's events, the times of the kept ones never fall, and no
     id comes twice. `may_ask`: whether any event is of a kind that makes a list due.
     """
 
     all: AcceptedEvents
     kept: KeptEvents
+    spans: list[Span]
     row_keys: list[bytes]  # [U]
+    users: Places  # [N]
     order: Places
     bounds: Places  # [U + 1]
     is_in_order: NDArray[np.bool_]  # [U]
@@ -100,28 +139,51 @@ class EventColumns:
         return places
 
 
-def by_user(accepted: AcceptedEvents, hashes_of: HashesOf) -> EventColumns:
-    """Lay out events, of which there is at least one, user by user."""
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(accepted.keys))}
-    users = np.fromiter(map(numbers.__getitem__, accepted.keys), np.int64, len(accepted))
-    order, bounds = _grouped(users, len(numbers))
-    is_in_order = np.ones(len(numbers), dtype=np.bool_)
+def by_user(parts: Sequence[PartitionEvents], hashes_of: HashesOf) -> EventColumns:
+    """Lay out events, of which each partition has at least one, user by user."""
+    accepted = AcceptedEvents.joined([part.events for part in parts])
+    row_keys: list[bytes] = []
+    users = np.empty(len(accepted), dtype=np.int64)
+    ends = []  # of each partition: events, users
+    at = 0
+    for part in parts:
+        numbers = {key: n for n, key in enumerate(dict.fromkeys(part.keys), len(row_keys))}
+        end = at + len(part.keys)
+        users[at:end] = np.fromiter(map(numbers.__getitem__, part.keys), np.int64, end - at)
+        row_keys += [part.key_beginning + key for key in numbers]
+        ends.append((end, len(row_keys)))
+        at = end
+    order, bounds = _grouped(users, len(row_keys))
+    is_in_order = np.ones(len(row_keys), dtype=np.bool_)
     if accepted.has_wishes:
         is_wish = np.array([isinstance(event, WISHES) for event in accepted.events])
         is_in_order[users[is_wish]] = False
     if all(kind.is_kept for kind in set(accepted.kinds)):
         kept_users, kept_order, kept_bounds = users, order, bounds
         kept = _laid_out(accepted, None, order, bounds, hashes_of)
+        kept_ends = [end for end, _ in ends]
     else:
         places = np.flatnonzero(np.array([kind.is_kept for kind in accepted.kinds]))
         kept_users = users[places]
-        kept_order, kept_bounds = _grouped(kept_users, len(numbers))
+        kept_order, kept_bounds = _grouped(kept_users, len(row_keys))
         kept = _laid_out(accepted, places, kept_order, kept_bounds, hashes_of)
+        kept_ends = np.searchsorted(places, [end for end, _ in ends]).tolist()
     is_in_order[_out_of_order(kept_users[kept_order], kept)] = False
-    beginning = accepted.key_beginning
-    row_keys = [beginning + key for key in numbers] if beginning else list(numbers)
     may_ask = any(kind.refreshes for kind in set(accepted.kinds))
-    return EventColumns(accepted, kept, row_keys, order, bounds, is_in_order, may_ask)
+    spans = _spans([part.partition for part in parts], ends, kept_ends)
+    return EventColumns(accepted, kept, spans, row_keys, users, order, bounds, is_in_order, may_ask)
+
+
+def _spans(partitions: list[int], ends: list[tuple[int, int]], kept_ends: list[int]) -> list[Span]:
+    """What each partition has, one behind another, by where its events, users and kept ones end."""
+    spans = []
+    event = user = kept = 0
+    for partition, (event_end, user_end), kept_end in zip(partitions, ends, kept_ends, strict=True):
+        spans.append(
+            Span(partition, slice(event, event_end), slice(user, user_end), slice(kept, kept_end))
+        )
+        event, user, kept = event_end, user_end, kept_end
+    return spans
 
 
 def _grouped(users: Places, count: int) -> tuple[Places, Places]:

@@ -7,7 +7,7 @@ time. So the state after an offset depends on the log alone, not on where batche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -19,16 +19,17 @@ from export.statistics import CHAIN_DEPTH
 from stream.accepting import Acceptor, misrouted
 from stream.control import asks_for_list, takes_interests_away, takes_list_away
 from stream.decoding import Record
-from stream.deltas import DeltaBuilder
+from stream.deltas import DeltaBuilder, whole_deltas
 from stream.event_columns import (
     AcceptedEvents,
     EventColumns,
     HashesOf,
+    Span,
     by_user,
     nan_if_unset,
     session_hash,
 )
-from stream.events import DEFAULT_SCENARIO, MergePart, MergeRequest, UserEvent, Wish
+from stream.events import DEFAULT_SCENARIO, MergePart, UserEvent, Wish
 from stream.folded_batch import FoldedBatch, ReadRows, Slice, TouchedUser
 from stream.guards import ALL_GUARDS, Guards
 from stream.history import (
@@ -37,9 +38,10 @@ from stream.history import (
     UserRow,
     id_hash,
 )
-from stream.merge import Turn, fold_wish, folded_at, is_overtaken_by, leg_key, leg_row
+from stream.merge import Turn, fold_wish, is_overtaken_by
 from stream.partitioner import partitions_of
-from stream.rekeyed import Originals, copies_key, folded_up_to
+from stream.rekeyed import Originals
+from stream.repetitions import tell_copies, tell_legs
 from stream.settings import Settings
 from stream.whole_rows import StoredRows
 
@@ -48,11 +50,10 @@ NO_OFFSETS: AbstractSet[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class UsersOfPartition:
+class UsersOfBatch:
     """Events of U users beside their rows; `foreign` are the numbers of those who do not belong to
-    the partition."""
+    the partition that their events lie in."""
 
-    partition: int
     columns: EventColumns
     rows: StoredRows
     foreign: set[int]
@@ -104,147 +105,106 @@ class Folder:
             records.setdefault(partition, []).extend(piece.records)
             batch.first_offsets.setdefault(partition, piece.records[0].offset)
             batch.last_offsets[partition] = piece.records[-1].offset
-        for partition, its_records in records.items():
-            accepted = self._acceptor.accept(partition, its_records, batch)  # 1. decode, validate
-            if len(accepted):
-                columns = by_user(accepted, self._hashes_of)
-                users = self._read(partition, columns, read_rows)  # 2. read rows
-                self._tell_copies(users, read_rows, batch)
-                self._tell_legs(users, read_rows, batch)
-                self._fold_users(users, batch)  # 3. fold
+        parts = [self._acceptor.accept(*its, batch) for its in records.items()]  # 1. decode
+        parts = [part for part in parts if len(part.events)]
+        if parts:
+            columns = by_user(parts, self._hashes_of)
+            users = self._read(columns, read_rows)  # 2. read rows
+            tell_copies(columns, users.foreign, self.originals, read_rows, batch)
+            tell_legs(columns, users.foreign, read_rows, batch)
+            self._fold_users(users, batch)  # 3. fold
         return batch
 
-    def _read(self, partition: int, columns: EventColumns, read_rows: ReadRows) -> UsersOfPartition:
+    def _read(self, columns: EventColumns, read_rows: ReadRows) -> UsersOfBatch:
         """The rows of the events' users, empty for new ones."""
-        found = read_rows(partition, columns.row_keys)
-        new = [user for user, row in enumerate(found) if row is None]
+        rows: list[bytes] = []
         foreign: set[int] = set()
-        data = b""
-        if new:
-            first = columns.order[columns.bounds[new]].tolist()
-            owners = [columns.all.records[at].key or b"" for at in first]
-            wanted = partitions_of(owners, self._partitions)
-            foreign = {
-                u for u, right_one in zip(new, wanted, strict=True) if right_one != partition
-            }
-            empty = UserRow(self._fingerprint)
-            empty.seq = self._seq_floor(partition)
-            data = empty.encode()
-        rows = [data if row is None else row for row in found]
-        return UsersOfPartition(partition, columns, StoredRows(rows, self._fingerprint), foreign)
+        for span in columns.spans:
+            found = read_rows(span.partition, columns.row_keys[span.users])
+            new = [user for user, row in enumerate(found, span.users.start) if row is None]
+            data = b""
+            if new:
+                foreign |= self._foreign(new, columns, span.partition)
+                empty = UserRow(self._fingerprint)
+                empty.seq = self._seq_floor(span.partition)
+                data = empty.encode()
+            rows += [data if row is None else row for row in found]
+        return UsersOfBatch(columns, StoredRows(rows, self._fingerprint), foreign)
 
-    def _tell_copies(
-        self, users: UsersOfPartition, read_rows: ReadRows, batch: FoldedBatch
-    ) -> None:
-        """Tell which copies of misrouted records came before, and how far they come with these."""
-        events, partition = users.columns.all, users.partition
-        if not any([record.headers for record in events.records]):
-            return
-        foreign = {users.columns.row_keys[user] for user in users.foreign}
-        copies = [
-            (record.offset, original)
-            for record, key in zip(events.records, events.keys, strict=True)
-            if record.headers
-            and events.key_beginning + key not in foreign
-            and (original := self.originals.of(record))
-        ]
-        if not copies:
-            return
-        sources = sorted({source for _, (source, _) in copies})
-        kept = read_rows(partition, [copies_key(source) for source in sources])
-        known = {source: folded_up_to(row) for source, row in zip(sources, kept, strict=True)}
-        again = batch.repetitions.setdefault(partition, set())
-        for offset, (source, original_offset) in copies:
-            if original_offset <= known[source]:
-                again.add(offset)
-            else:
-                known[source] = original_offset
-        batch.copies[partition] = known
+    def _foreign(self, users: list[int], columns: EventColumns, partition: int) -> set[int]:
+        """Those of these users of a partition who belong to another one."""
+        first = columns.order[columns.bounds[users]].tolist()
+        owners = [columns.all.records[at].key or b"" for at in first]
+        homes = partitions_of(owners, self._partitions)
+        return {user for user, home in zip(users, homes, strict=True) if home != partition}
 
-    def _tell_legs(self, users: UsersOfPartition, read_rows: ReadRows, batch: FoldedBatch) -> None:
-        """Tell which legs of merges came before, at another offset."""
-        events, partition = users.columns.all, users.partition
-        if not events.has_wishes:
-            return
-        foreign = {users.columns.row_keys[user] for user in users.foreign}
-        legs = [
-            (int(events.offsets[at]), leg_key(row_key, event.event_id))
-            for at, event in enumerate(events.events)
-            if isinstance(event, MergeRequest | MergePart)
-            and (row_key := events.key_beginning + events.keys[at]) not in foreign
-        ]
-        if not legs:
-            return
-        keys = [key for _, key in legs]
-        kept = read_rows(partition, keys)
-        known = {key: folded_at(row) for key, row in zip(keys, kept, strict=True)}
-        again = batch.repetitions.setdefault(partition, set())
-        for offset, key in legs:
-            first = known[key]
-            if first is None:
-                known[key] = offset
-                batch.legs.setdefault(partition, []).append(leg_row(key, offset))
-            elif first != offset:
-                again.add(offset)
-
-    def _fold_users(self, users: UsersOfPartition, batch: FoldedBatch) -> None:
+    def _fold_users(self, users: UsersOfBatch, batch: FoldedBatch) -> None:
         """Fold each user's events that were not applied before."""
-        columns, partition, deltas = users.columns, users.partition, DeltaBuilder()
-        is_whole = self._are_whole(users, batch.repetitions.get(partition, NO_OFFSETS))
-        rows = self._fold_whole(users, is_whole, deltas, batch)
-        if columns.may_ask or not is_whole.all():
-            self._fold_others(users, rows, is_whole, deltas, batch)
-        else:
-            batch.rows[partition] = dict(zip(columns.row_keys, rows, strict=True))
-        built = deltas.build()
-        if built is not None:
-            batch.deltas[partition] = built
-            batch.count("folded", len(built.offsets))
+        columns = users.columns
+        is_whole = self._are_whole(users, batch.repetitions)
+        deltas = self._whole_deltas(users, is_whole, batch)
+        rows = users.rows.folded(columns, is_whole, self._limits)
+        looks_at_each = columns.may_ask or not is_whole.all()
+        for span, builder in zip(columns.spans, deltas, strict=True):
+            if looks_at_each:
+                self._fold_others(span, users, rows, is_whole, builder, batch)
+            else:
+                keys = columns.row_keys[span.users]
+                batch.rows[span.partition] = dict(zip(keys, rows[span.users], strict=True))
+            built = builder.build()
+            if built is not None:
+                batch.deltas[span.partition] = built
+                batch.count("folded", len(built.offsets))
 
-    def _are_whole(self, users: UsersOfPartition, again: AbstractSet[int]) -> NDArray[np.bool_]:
+    def _are_whole(
+        self, users: UsersOfBatch, repetitions: Mapping[int, AbstractSet[int]]
+    ) -> NDArray[np.bool_]:
         """[U] whose events can be put behind the history as they are: most users' can."""
         columns = users.columns
         if not self._guards.replay_skip:
             return np.zeros(len(columns.row_keys), dtype=np.bool_)
         are_whole = users.rows.ordinary(columns)
         are_whole[list(users.foreign)] = False
-        if again:
-            offsets = columns.all.offsets[columns.order]
-            is_again = np.isin(offsets, list(again))
-            are_whole &= np.add.reduceat(is_again, columns.bounds[:-1]) == 0
+        for span in columns.spans:
+            again = repetitions.get(span.partition)
+            if again:
+                is_again = np.isin(columns.all.offsets[span.events], list(again))
+                are_whole[columns.users[span.events][is_again]] = False
         return are_whole
 
-    def _fold_whole(
-        self,
-        users: UsersOfPartition,
-        is_whole: NDArray[np.bool_],
-        deltas: DeltaBuilder,
-        batch: FoldedBatch,
-    ) -> list[bytes]:
-        """[U] the new rows of these users: what `_fold_singly` would come to, at once."""
+    def _whole_deltas(
+        self, users: UsersOfBatch, is_whole: NDArray[np.bool_], batch: FoldedBatch
+    ) -> list[DeltaBuilder]:
+        """For each partition, what the events of users add whose rows are folded at once."""
         columns, kept = users.columns, users.columns.kept
         is_in = np.repeat(is_whole, kept.counts)
         count = int(np.count_nonzero(is_in))
         events = np.diff(columns.bounds)[is_whole].sum()
         batch.count("visits", int(events) - count)
-        if count:
-            depth = min(CHAIN_DEPTH, self._limits.max_history)
-            deltas.add_whole(kept, is_in, users.rows.items_before(kept, depth))
-        return users.rows.folded(columns, is_whole, self._limits)
+        if not count:
+            return [DeltaBuilder(None) for _ in columns.spans]
+        depth = min(CHAIN_DEPTH, self._limits.max_history)
+        before = users.rows.items_before(kept, depth)
+        spans = [span.kept for span in columns.spans]
+        return [DeltaBuilder(whole) for whole in whole_deltas(kept, is_in, before, spans)]
 
     def _fold_others(
         self,
-        users: UsersOfPartition,
+        span: Span,
+        users: UsersOfBatch,
         folded: list[bytes],
         is_whole: NDArray[np.bool_],
         deltas: DeltaBuilder,
         batch: FoldedBatch,
     ) -> None:
-        """Put in users whose events are folded, and fold those of all others."""
-        columns, partition = users.columns, users.partition
+        """Put in a partition's users whose events are folded, and fold those of all others.
+
+        `folded`: [U] the rows that users have for whom `is_whole` holds.
+        """
+        columns, partition = users.columns, span.partition
         rows = batch.rows.setdefault(partition, {})
-        for number, key in enumerate(columns.row_keys):
-            places = columns.places_of(number)
+        for number in range(span.users.start, span.users.stop):
+            key, places = columns.row_keys[number], columns.places_of(number)
             if number in users.foreign:  # on this partition nothing of the user may be folded
                 records = [columns.all.records[at] for at in places]
                 batch.misrouted += [misrouted(r.key or b"", r, partition) for r in records]

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import struct
+from collections import Counter
 from itertools import pairwise
 from unittest import mock
 
@@ -32,10 +33,11 @@ from export.event_types import EventRole
 from export.items import item_hash
 from export.statistics import DAY_MS
 from stream import whole_rows
+from stream.folded_batch import FoldedBatch
 from stream.guards import Guards
 from stream.history import RowError, UserRow, hash32
 from stream.settings import Settings
-from stream.state import Folder, UsersOfPartition
+from stream.state import Folder, UsersOfBatch
 
 #: Three users whose events lie on partition 1.
 USERS = [name for n in range(50) if partition_of(name := f"user-{n}") == 1][:3]
@@ -209,7 +211,7 @@ def logs(draw: st.DrawFn) -> list[Record]:
 class SingleFolder(Folder):
     """Folds each event by itself."""
 
-    def _are_whole(self, users: UsersOfPartition, again: object) -> NDArray[np.bool_]:
+    def _are_whole(self, users: UsersOfBatch, again: object) -> NDArray[np.bool_]:
         return np.zeros(len(users.columns.row_keys), dtype=np.bool_)
 
 
@@ -239,6 +241,51 @@ def test_the_state_after_a_log_does_not_depend_on_where_batches_were_cut(data):
     settings = Settings(max_history=4, max_taken=3, dedupe_ring=data.draw(st.integers(0, 5)))
 
     assert run(log, cuts, settings) == run(log, set(), settings)
+
+
+def moved(log: list[Record], partition: int) -> list[Record]:
+    """The same, of users who belong to that partition."""
+    names = [name for n in range(99) if partition_of(name := f"user-{n}") == partition]
+    new = dict(zip(USERS, names, strict=False))
+    records = []
+    for each in log:
+        owner = (each.key or b"").decode()
+        if owner in new:
+            event = json.loads(each.value or b"") | {"user_id": new[owner]}
+            each = dataclasses.replace(
+                each, key=new[owner].encode(), value=json.dumps(event).encode()
+            )
+        records.append(each)
+    return records
+
+
+def outcome(store: Store, batches: list[FoldedBatch]) -> tuple[object, ...]:
+    """What batches have come to, whatever was in which of them."""
+    deltas, counts = {}, Counter()
+    for batch in batches:
+        counts += batch.counts
+        for partition, columns in batch.deltas.items():
+            rows = (np.asarray(getattr(columns, f.name)) for f in dataclasses.fields(columns))
+            deltas[partition] = [row.tolist() for row in rows]
+    due = {key: (u.is_due, u.trigger_id) for batch in batches for key, u in batch.users.items()}
+    letters = [(x.partition, x.offset) for batch in batches for x in batch.dead_letters]
+    sent_on = [(x.partition, x.offset) for batch in batches for x in batch.misrouted]
+    return store.rows, deltas, counts, due, sorted(letters), sorted(sent_on)
+
+
+@given(st.data())
+def test_partitions_folded_together_come_to_what_each_by_itself_comes_to(data):
+    together, alone = Store(), Store()
+    logs_of = {}
+    for partition in data.draw(st.permutations(range(PARTITIONS))):
+        log = data.draw(logs())
+        logs_of[partition] = moved(log, partition) if data.draw(st.integers(0, 3)) else log
+    cut = data.draw(st.integers(0, 10))
+
+    for part in (slice(None, cut), slice(cut, None)):
+        slices = [RecordSlice(Tp(p), log[part]) for p, log in logs_of.items() if log[part]]
+        both = [together.fold_slices(slices)], [alone.fold_slices([each]) for each in slices]
+        assert outcome(together, both[0]) == outcome(alone, both[1])
 
 
 @given(st.data())
