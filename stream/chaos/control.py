@@ -18,16 +18,18 @@ from stream.guards import GuardName
 from stream.verify.fold import verify_fold
 from stream.verify.topics import KafkaLog
 
-#: Guard -> the step at which a crash needs it.
+#: Guard -> the step at which a crash needs it; `lateness` is needed by events that come too late.
 CRASH_STEPS: dict[GuardName, str] = {
     "replay-skip": "ack",
     "ack-order": "send",
     "watermark": "changelog",
+    "lateness": "ack",
 }
 #: The guard that a worker needs which is cut off, and all that can be taken out.
 _CUT_OFF: GuardName = "changelog-fence"
 CONTROLLED: tuple[GuardName, ...] = (*CRASH_STEPS, _CUT_OFF)
 _EVENTS = 1500
+_LATE_EVENTS = 200
 _CRASHES = 2
 #: A cut does harm only where it comes while rows are on their way: up to so many are tried.
 _CUTS = 15
@@ -47,6 +49,8 @@ def run_control(cluster: Cluster, home: Path, guard: GuardName, seed: int) -> Co
     step = CRASH_STEPS[guard]
     try:
         sender.send_events(_EVENTS)
+        if guard == "lateness":
+            sender.lay("clock-days", _LATE_EVENTS)
         for _ in range(_CRASHES):
             worker.start(*broken, crash=f"{step}:2")
             require_exit(worker, -signal.SIGKILL)
@@ -58,7 +62,7 @@ def run_control(cluster: Cluster, home: Path, guard: GuardName, seed: int) -> Co
         sender.stop()
         engine.close()
     sums = (sum(getattr(c, kind) for c in report.checks) for kind in ("lost", "twice", "wrong"))
-    return Control(guard, f"step-{step}", _CRASHES, _EVENTS, *sums)
+    return Control(guard, f"step-{step}", _CRASHES, sender.acknowledged, *sums)
 
 
 def run_cut_off(cluster: Cluster, home: Path, seed: int) -> Control:

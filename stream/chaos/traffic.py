@@ -189,6 +189,11 @@ class Sender(threading.Thread):
         if self._wanted is None:
             return
         (how, size), self._wanted = self._wanted, None
+        self.lay(how, size)
+        self._was_unusual.set()
+
+    def lay(self, how: Unusual, size: int) -> None:
+        """Send about so many unusual records, and wait until the broker has all of them."""
         partitions = len(self._producer.partitions_for(self._topic))
         if how == "again":
             self._deliver(self._rng.choices(list(self._recent), k=size), _USUAL)
@@ -200,7 +205,6 @@ class Sender(threading.Thread):
             self._send(size, _Way(partitions=partitions))
         else:
             self._send(size, _Way(clock_back_ms=(7 if how == "clock-hours" else 50) * _HOUR_MS))
-        self._was_unusual.set()
 
     def _shuffled(self, sent: list[Record]) -> list[Record]:
         return self._rng.sample(sent, len(sent))
