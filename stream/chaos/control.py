@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from stream.chaos.brokers import Cluster
-from stream.chaos.engine import SESSION_S, Engine, require_exit
+from stream.chaos.engine import Engine, require_exit
+from stream.chaos.faults import hold_rows_back
 from stream.chaos.judge import stale_writes
 from stream.chaos.line import Line
 from stream.chaos.report import Control
@@ -25,15 +25,15 @@ CRASH_STEPS: dict[GuardName, str] = {
     "watermark": "changelog",
     "lateness": "ack",
 }
-#: The guard that a worker needs which is cut off, and all that can be taken out.
-_CUT_OFF: GuardName = "changelog-fence"
-CONTROLLED: tuple[GuardName, ...] = (*CRASH_STEPS, _CUT_OFF)
+#: The guard that is needed where rows come late, and all that can be taken out.
+_FENCE: GuardName = "changelog-fence"
+CONTROLLED: tuple[GuardName, ...] = (*CRASH_STEPS, _FENCE)
 _EVENTS = 1500
 _LATE_EVENTS = 200
 _CRASHES = 2
-#: A cut does harm only where it comes while rows are on their way: up to so many are tried.
-_CUTS = 15
-_CUT_RATE = 600.0
+#: Rows that come late do harm where the next owner has written newer ones of their users.
+_DELAYS = 3
+_DELAY_RATE = 600.0
 _AT_WORK_PATIENCE_S = 30.0
 
 
@@ -65,33 +65,32 @@ def run_control(cluster: Cluster, home: Path, guard: GuardName, seed: int) -> Co
     return Control(guard, f"step-{step}", _CRASHES, sender.acknowledged, *sums)
 
 
-def run_cut_off(cluster: Cluster, home: Path, seed: int) -> Control:
-    """Cut one of two workers off for longer than its session, until rows of it arrive too late.
+def run_late_rows(cluster: Cluster, home: Path, seed: int) -> Control:
+    """Hold up rows of one of two workers until the other one has its partitions.
 
     What they do to the fold is not looked at: that a row is behind a newer one is harm enough.
     """
-    broken = ["--break-guard", _CUT_OFF]
+    broken = ["--break-guard", _FENCE]
     with ExitStack() as stack:
         line = Line(cluster.line_ports)
         stack.callback(line.close)
-        engine = Engine(cluster, home / _CUT_OFF, f"control-{_CUT_OFF}-")
+        engine = Engine(cluster, home / _FENCE, f"control-{_FENCE}-")
         stack.callback(engine.close)
-        sender = Sender(cluster.bootstrap, engine.events, seed, _CUT_RATE)
+        sender = Sender(cluster.bootstrap, engine.events, seed, _DELAY_RATE)
         stack.callback(sender.stop)
         workers = [engine.worker("worker-1", is_on_line=True), engine.worker("worker-2")]
         for worker in workers:
             worker.start(*broken)
         sender.start()
-        cuts = stale = 0
-        while cuts < _CUTS and not stale:
-            cuts += 1
+        delays = stale = 0
+        for _ in range(_DELAYS):
             workers[0].wait_until_at_work(_AT_WORK_PATIENCE_S)
-            line.cut()
-            time.sleep(2 * SESSION_S)
-            line.heal()
+            delays += hold_rows_back(engine, line, workers[1:], broken)
             engine.supervised(workers, arguments=broken)
             stale, _ = stale_writes(engine, KafkaLog(engine.settings.bootstrap))
-        return Control(_CUT_OFF, "cut-off", cuts, sender.acknowledged, 0, 0, stale)
+            if stale:
+                break
+        return Control(_FENCE, "rows-late", delays, sender.acknowledged, 0, 0, stale)
 
 
 def run_controls(
@@ -101,8 +100,8 @@ def run_controls(
     controls = []
     for guard in (guard for guard in CONTROLLED if guard in guards):
         tell(f"control: guard {guard} taken out")
-        if guard == _CUT_OFF:
-            controls.append(run_cut_off(cluster, home, seed))
+        if guard == _FENCE:
+            controls.append(run_late_rows(cluster, home, seed))
         else:
             controls.append(run_control(cluster, home, guard, seed))
     return controls

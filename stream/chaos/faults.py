@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from stream.chaos.engine import SESSION_S, Engine, StuckError
 from stream.chaos.line import Line
 from stream.chaos.traffic import Sender, Unusual
 from stream.chaos.workers import WorkerProcess
+from stream.topics import state_changelog
 
 STEPS = ("fold", "rank", "send", "changelog", "write", "ack")
 #: A crash at a step comes in one of so many batches after the start.
@@ -117,7 +118,7 @@ def _terminate(scene: Scene) -> bool:
     has_struck = scene.aim(worker)
     code = worker.stop()
     if code:
-        scene.notes.append(f"ended with exit code {code}")
+        scene.notes.append(f"ended with exit code {code}, its log with\n{worker.log_end()}")
     worker.start()
     return has_struck
 
@@ -232,6 +233,36 @@ def _cut_off(scene: Scene, keeps_connections: bool) -> bool:
     return has_struck
 
 
+def hold_rows_back(
+    engine: Engine, line: Line, others: Sequence[WorkerProcess], arguments: Sequence[str] = ()
+) -> bool:
+    """Hold up rows that the worker on the line has sent until others have done its work.
+
+    They arrive then, behind the rows of those who have its partitions now. False: it sent none.
+    """
+    if not line.cut_when_sent(state_changelog(engine.settings), _AIM_PATIENCE_S):
+        return False
+    try:
+        engine.supervised(others, arguments=arguments)
+    finally:
+        line.heal()
+    return True
+
+
+def _delay_rows(scene: Scene) -> bool:
+    worker, *others = scene.standing
+    if not others:
+        scene.companion.start()
+        others = [scene.companion]
+    has_struck = scene.aim(worker) and hold_rows_back(scene.engine, scene.line, others)
+    code = worker.wait_for_end(SESSION_S)
+    scene.notes.append("went on" if code is None else f"ended with exit code {code}")
+    worker.start_if_ended()
+    if scene.companion.is_running:
+        scene.companion.stop()
+    return has_struck
+
+
 def _silence_line(scene: Scene) -> bool:
     """The first worker's connections go silent for ever; it has to find out, and come back."""
     worker = scene.standing[0]
@@ -339,6 +370,11 @@ FAULTS = {
             "cut-lost",
             "a worker cut off from the brokers; its connections are lost",
             partial(_cut_off, keeps_connections=False),
+        ),
+        Fault(
+            "rows-late",
+            "rows that a worker has sent arrive when another one has its partitions",
+            _delay_rows,
         ),
         Fault(
             "line-silent",

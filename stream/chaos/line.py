@@ -11,10 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 _CHUNK_BYTES = 65_536
 _PATIENCE_S = 10.0
+#: Where a request's key stands, behind its length, and that of Produce
+#: (https://kafka.apache.org/protocol#The_Messages_Produce).
+_REQUEST_KEY = slice(4, 6)
+_PRODUCE = b"\x00\x00"
 
 
 class Line:
@@ -26,6 +30,8 @@ class Line:
         self._is_whole = asyncio.Event()
         self._is_whole.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._awaited_topic: bytes | None = None
+        self._is_sent = threading.Event()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(_PATIENCE_S)
@@ -33,6 +39,30 @@ class Line:
     def cut(self) -> None:
         """Let nothing through from now on."""
         self._loop.call_soon_threadsafe(self._is_whole.clear)
+
+    def cut_when_sent(self, topic: str, patience_s: float) -> bool:
+        """Cut the line at the next request with records for this topic, which is held back too.
+
+        Returns when that has come; False, and nothing is cut, where it has not within
+        `patience_s`. The requests must be plain Kafka, begun with the connection's own write.
+        """
+        self._is_sent.clear()
+        self._loop.call_soon_threadsafe(self._await_topic, topic.encode())
+        if self._is_sent.wait(patience_s):
+            return True
+        self._loop.call_soon_threadsafe(self._await_topic, None)
+        return False
+
+    def _await_topic(self, topic: bytes | None) -> None:
+        self._awaited_topic = topic
+
+    def _look_at(self, data: bytes) -> None:
+        """See what goes to a node, before it does."""
+        topic = self._awaited_topic
+        if topic is not None and data[_REQUEST_KEY] == _PRODUCE and topic in data:
+            self._awaited_topic = None
+            self._is_whole.clear()
+            self._is_sent.set()
 
     def heal(self, keeps_connections: bool = True) -> None:
         """Let all through again: what was held back first, or only what comes on new connections.
@@ -69,11 +99,31 @@ class Line:
             async def lead(
                 reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int = target
             ) -> None:
-                task = asyncio.ensure_future(_lead(reader, writer, target, self._is_whole))
+                task = asyncio.ensure_future(self._lead(reader, writer, target))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
             await asyncio.start_server(lead, "127.0.0.1", port)
+
+    async def _lead(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int
+    ) -> None:
+        """Carry one connection to its end. It is closed in any case: nobody else would close it."""
+        is_whole = self._is_whole  # of this connection: those that come later may have another one
+        try:
+            await is_whole.wait()
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
+            try:
+                await asyncio.gather(
+                    _pump(reader, far_writer, is_whole, self._look_at),
+                    _pump(far_reader, writer, is_whole),
+                )
+            finally:
+                far_writer.close()
+        except OSError:  # the node is down
+            pass
+        finally:
+            writer.close()
 
     async def _end(self) -> None:
         for task in self._tasks:
@@ -81,35 +131,18 @@ class Line:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _lead(
+async def _pump(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    target: int,
     is_whole: asyncio.Event,
-) -> None:
-    """Carry one connection to its end. It is closed in any case: nobody else would close it."""
-    try:
-        await is_whole.wait()
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", target)
-        try:
-            await asyncio.gather(
-                _pump(reader, far_writer, is_whole), _pump(far_reader, writer, is_whole)
-            )
-        finally:
-            far_writer.close()
-    except OSError:  # the node is down
-        pass
-    finally:
-        writer.close()
-
-
-async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_whole: asyncio.Event
+    look_at: Callable[[bytes], None] = lambda data: None,
 ) -> None:
     """Carry one direction to its end; the other one goes on, unless this one breaks."""
     try:
         while data := await reader.read(_CHUNK_BYTES):
             await is_whole.wait()
+            look_at(data)
+            await is_whole.wait()  # it may have been cut by what was seen
             writer.write(data)
             await writer.drain()
         await is_whole.wait()

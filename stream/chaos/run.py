@@ -26,7 +26,7 @@ from pathlib import Path
 
 from export.errors import DriftlineError
 from stream.chaos.brokers import Cluster, find_libs
-from stream.chaos.control import CONTROLLED, CRASH_STEPS, run_controls
+from stream.chaos.control import CONTROLLED, run_controls
 from stream.chaos.engine import Engine, StuckError
 from stream.chaos.faults import FAULTS, Fault, Scene
 from stream.chaos.judge import judge
@@ -72,9 +72,7 @@ def run_chaos(plan: ChaosPlan, tell: Callable[[str], None]) -> ChaosReport:
     Raises DriftlineError where names are unknown or Kafka cannot be started.
     """
     faults = [FAULTS[name] for name in _chosen(plan.faults, FAULTS, "fault")]
-    # a cut-off that does harm without the fence is a matter of luck: only by name
-    known = CRASH_STEPS if plan.guards == "all" else CONTROLLED
-    guards = _chosen(plan.guards, known, "guard")
+    guards = _chosen(plan.guards, CONTROLLED, "guard")
     libs = find_libs(plan.kafka_home)
     report = ChaosReport(plan.seed, plan.nodes, plan.workers, plan.rate)
     begun = time.monotonic()

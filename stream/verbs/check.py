@@ -141,7 +141,7 @@ def simulate(seeds: int, first: int, mutate: str | None, as_json: bool) -> None:
     "guards",
     default="all",
     show_default=True,
-    help="Guards of the control runs: all (but changelog-fence), none, or names with commas.",
+    help="Guards of the control runs: all, none, or names with commas.",
 )
 @click.option(
     "--kafka-home",

@@ -25,6 +25,7 @@ from stream.chaos.workers import WorkerProcess
 SHORT_FAULTS = [
     "kill",
     "step-ack",
+    "rows-late",
     "duplicates",
     "disorder",
     "partitioner",
@@ -52,11 +53,11 @@ def chaos(libs_home: Path, *arguments: object, patience_s: float) -> tuple[int, 
     return done.returncode, json.loads(done.stdout)
 
 
-def test_a_short_run_survives_its_faults_and_finds_the_broken_guard_out(libs_home: Path) -> None:
+def test_a_short_run_survives_its_faults_and_finds_broken_guards_out(libs_home: Path) -> None:
     code, report = chaos(
         libs_home,
         *("--faults", ",".join(SHORT_FAULTS), "--each", 1, "--workers", 1),
-        *("--break-guard", "watermark,lateness", "--seed", 3),
+        *("--break-guard", "watermark,lateness,changelog-fence", "--seed", 3),
         patience_s=300,
     )
 
@@ -69,10 +70,12 @@ def test_a_short_run_survives_its_faults_and_finds_the_broken_guard_out(libs_hom
     assert verdict["users"] > 100
     assert verdict["lost"] == verdict["applied_twice"] == verdict["stale_writes"] == 0
     assert report["longest_s"] > 0
-    watermark, lateness = report["controls"]
+    watermark, lateness, fence = report["controls"]
     assert (watermark["guard"], lateness["guard"]) == ("watermark", "lateness")
     assert watermark["applied_twice"] > 0
     assert lateness["applied_twice"] + lateness["wrong"] > 0
+    assert fence["guard"] == "changelog-fence"
+    assert fence["wrong"] > 0
 
 
 def test_when_its_minutes_are_over_it_judges_what_has_struck_and_says_that_it_was_too_little(

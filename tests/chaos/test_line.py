@@ -6,6 +6,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -98,3 +99,47 @@ def test_silent_connections_stay_silent_and_open_while_new_ones_work(line):
             line.heal()
             with pytest.raises(TimeoutError):
                 before.recv(100)
+
+
+TOPIC = "app-state-changelog"
+
+
+def request(key: int, topic: str) -> bytes:
+    """The begin of a request that names a topic, in Kafka's framing."""
+    body = key.to_bytes(2) + topic.encode()
+    return len(body).to_bytes(4) + body
+
+
+@pytest.mark.parametrize(
+    "other",
+    [request(3, TOPIC), request(0, "another-topic")],
+    ids=["metadata of the topic", "records for another topic"],
+)
+def test_a_line_is_cut_by_records_for_a_topic_which_are_held_back_and_by_nothing_else(line, other):
+    line, port = line
+    with connected(port) as before, ThreadPoolExecutor(1) as pool:
+        assert echo(before, b"1") == b"1"
+        is_cut = pool.submit(line.cut_when_sent, TOPIC, PATIENCE_S)
+        while line._awaited_topic is None:
+            pass
+        assert echo(before, other) == other
+        assert not is_cut.done()
+
+        before.sendall(request(0, TOPIC))
+        assert is_cut.result()
+        before.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            before.recv(100)
+
+        before.settimeout(PATIENCE_S)
+        line.heal()
+        assert before.recv(100) == request(0, TOPIC)
+
+
+def test_where_no_records_come_in_time_nothing_is_cut_then_or_later(line):
+    line, port = line
+
+    assert not line.cut_when_sent(TOPIC, 0.05)
+
+    with connected(port) as after:
+        assert echo(after, request(0, TOPIC)) == request(0, TOPIC)
