@@ -29,7 +29,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from stream.bench.raw_loop import DELTA_BYTES, count_in, row_of
-from stream.bench.state import run_contestant
+from stream.bench.state import Turn, run_contestant
 from stream.bench.topics import BenchTopicsError, bench_topics, fill, for_run, read_topic
 from stream.bench.watched import RunFailedError, run_until_committed
 from stream.bench.workload import Workload, user_id
@@ -133,7 +133,7 @@ def bench_rivals(bootstrap: str, plan: RivalsPlan) -> RivalsReport:
         asyncio.run(fill(settings, plan.workload))
         for number in range(plan.rounds):
             for contestant in ("raw", "driftline"):
-                ours = run_contestant(settings, plan.workload, contestant, plan.batch, number)
+                ours = run_contestant(settings, plan.workload, Turn(contestant, plan.batch, number))
                 speed = ours.events_per_s, ours.cpu_us_per_event
                 events = plan.workload.events
                 runs.append(RivalRun(contestant, number, events, *speed, ours.wrong))

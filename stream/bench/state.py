@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -116,6 +117,16 @@ class StateReport(Struct, frozen=True):
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose turn it is, and how; `outputs` sends a record of `output_bytes` for each event."""
+
+    contestant: Contestant
+    batch: int
+    round: int
+    output_bytes: int = 0
+
+
 def bench_state(
     bootstrap: str,
     workload: Workload,
@@ -137,9 +148,8 @@ def bench_state(
         for number in range(rounds):
             for batch in batches:
                 for contestant in _contestants(output_bytes):
-                    runs.append(
-                        run_contestant(settings, workload, contestant, batch, number, output_bytes)
-                    )
+                    turn = Turn(contestant, batch, number, output_bytes)
+                    runs.append(run_contestant(settings, workload, turn))
     events_of_users = Counter(workload.user_numbers().tolist())
     return StateReport(
         workload.events,
@@ -153,32 +163,24 @@ def bench_state(
     )
 
 
-def run_contestant(
-    engine: Settings,
-    workload: Workload,
-    contestant: Contestant,
-    batch: int,
-    number: int,
-    output_bytes: int = 0,
-) -> StateRun:
-    """One run of one contestant over the events that an engine's topic holds.
-
-    `output_bytes` are those of an event's record in a run of `outputs`."""
-    settings = for_run(engine, f"{contestant}-{batch}-{number}")
+def run_contestant(engine: Settings, workload: Workload, turn: Turn) -> StateRun:
+    """One run of one contestant over the events that an engine's topic holds."""
+    contestant = turn.contestant
+    settings = for_run(engine, f"{contestant}-{turn.batch}-{turn.round}")
     make_anew(settings, written_by(settings))
     with tempfile.TemporaryDirectory(prefix="driftline-bench-") as folder:
         home = Path(folder)
         command = (
-            _worker_command(settings, workload, batch, home)
+            _worker_command(settings, workload, turn.batch, home)
             if contestant == "driftline"
-            else _raw_command(settings, workload, contestant, batch, home, output_bytes)
+            else _raw_command(settings, workload, turn, home)
         )
         cpu = run_until_committed(
             command,
             settings,
             workload.events,
             _START_S + workload.events / _SLOWEST_EVENTS_PER_S,
-            f"{contestant}, batches of {batch}, round {number + 1}",
+            f"{contestant}, batches of {turn.batch}, round {turn.round + 1}",
         )
         log = asyncio.run(read_changelog(settings))
         delta_bytes, delta_events = asyncio.run(read_deltas(settings, contestant))
@@ -191,8 +193,8 @@ def run_contestant(
     took_s = max(end_ms - begin_ms, 1) / 1000
     return StateRun(
         contestant,
-        batch,
-        number,
+        turn.batch,
+        turn.round,
         timed / took_s,
         cpu.between(begin_ms / 1000, end_ms / 1000) / max(timed, 1) * 1e6,
         workload.events / max(log.writes, 1),
@@ -210,14 +212,7 @@ def _contestants(output_bytes: int) -> list[Contestant]:
     return [contestant for contestant in get_args(Contestant) if contestant not in left_out]
 
 
-def _raw_command(
-    settings: Settings,
-    workload: Workload,
-    contestant: Contestant,
-    batch: int,
-    home: Path,
-    output_bytes: int,
-) -> list[str]:
+def _raw_command(settings: Settings, workload: Workload, turn: Turn, home: Path) -> list[str]:
     (home / "data").mkdir()
     plan = RawPlan(
         settings.bootstrap,
@@ -226,13 +221,13 @@ def _raw_command(
         settings.topic("item-statistics"),
         settings.prefix + settings.group,
         str(home / "data"),
-        batch,
+        turn.batch,
         settings.commit_interval_s,
         settings.max_request_bytes,
         round(workload.events_within(settings.max_lateness_ms / 1000) / settings.partitions),
-        output_bytes if contestant == "outputs" else 0,
+        turn.output_bytes if turn.contestant == "outputs" else 0,
     )
-    is_confluent = contestant == "confluent"
+    is_confluent = turn.contestant == "confluent"
     module = "stream.bench.raw_confluent" if is_confluent else "stream.bench.raw_loop"
     return [sys.executable, "-m", module, msgspec.json.encode(plan).decode()]
 
