@@ -11,6 +11,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from export.errors import DriftlineError
+from export.gate import failures
 from export.registry import Registry
 from export.release import Release
 from stream.events import ReleaseStage, decode_release_stage, encode
@@ -23,6 +24,10 @@ _SEND_TIMEOUT_S = 10.0
 
 class AnnounceError(DriftlineError):
     """Kafka did not take the word that a release is live."""
+
+
+class RefusedReleaseError(DriftlineError):
+    """A gate keeps a release from going live."""
 
 
 class ReleaseLine(msgspec.Struct, frozen=True):
@@ -67,11 +72,21 @@ def releases(settings: Settings, live: ReleaseStage | None) -> list[ReleaseLine]
                 created_at=manifest.created_at,
                 items=manifest.catalogue.items,
                 gates={name: gate.value for name, gate in manifest.gates.items()},
-                holds=all(gate.holds for gate in manifest.gates.values()),
+                holds=not failures(manifest.gates),
                 is_live=live is not None and live.version == version,
             )
         )
     return lines
+
+
+def require_gates(release: Release) -> None:
+    """Raises RefusedReleaseError, with what was measured, where a gate does not hold."""
+    if found := failures(release.manifest.gates):
+        raise RefusedReleaseError(
+            f"wanted a release whose gates hold, got {release.name}/{release.version}: "
+            f"{'; '.join(found)}. Announce another one by its number (`driftline releases list`), "
+            "or this one all the same with --despite-gates"
+        )
 
 
 def announce(settings: Settings, release: Release, reason: str) -> None:

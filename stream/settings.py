@@ -38,7 +38,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     # topics
     partitions: Positive = 8  # of every user-keyed topic, and most workers; never changes
     replication_factor: Positive = 1  # of topics that are created
-    retention_ms: Positive = 30 * DAY_MS  # of events, lists, decisions and deltas, when created
+    retention_ms: Positive = 30 * DAY_MS  # of events, lists, decisions, deltas, dead letters
 
     # state
     data_dir: str = "data"  # folder of this worker's RocksDB; one for each worker
@@ -66,7 +66,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     seen_items: Literal["filter", "allow"] = "filter"  # whether items already taken are left out
     refresh_debounce_ms: Count = 0  # an event's list waits until the last one is so old
     refresh_min_change: Annotated[float, Meta(ge=0, le=1)] = 0.0  # of new items in an event's list
-    refresh_expiring: ListsPerSecond = 0.0  # expired lists made anew a second, at most; 0: none
+    refresh_expiring: ListsPerSecond = 0.0  # expired lists a worker makes anew a second; 0: none
     refresh_active_ms: Positive = 7 * DAY_MS  # of users whose last event is younger than this
     postpone_after_ms: Positive = 1000  # lists wait while more work than this waits
     decisions: bool = True  # whether full records go to `decisions`

@@ -147,7 +147,7 @@ def memory(
     show_default=True,
     help="From one fault to the next.",
 )
-@click.option("--faults", help="Names with commas, as of `driftline chaos`; without it a dozen.")
+@click.option("--faults", help="Names with commas, as of `driftline chaos`; without it ten kinds.")
 @click.option("--users", type=click.IntRange(5000), default=20_000, show_default=True)
 @items_option
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)

@@ -55,16 +55,19 @@ def _text(line: ReleaseLine) -> str:
 
 @releases.command("announce")
 @click.argument("version", type=click.IntRange(1), required=False)
+@click.option("--despite-gates", is_flag=True, help="One too that a gate has refused.")
 @setting_options("bootstrap", "prefix", "registry", "release")
-def releases_announce(settings: Settings, version: int | None) -> None:
+def releases_announce(settings: Settings, version: int | None, despite_gates: bool) -> None:
     """Say that a release is live, the newest if no VERSION is given: workers take it over.
 
     One older than the live one is a way back. A trainer that runs goes on releasing what it trains.
     """
     from export.registry import Registry
-    from stream.release_stages import announce
+    from stream.release_stages import announce, require_gates
 
     release = Registry(Path(settings.registry)).open(settings.release, version)
+    if not despite_gates:
+        require_gates(release)
     announce(settings, release, "announced by hand")
     click.echo(
         f"{release.name}/{release.version} is live: each worker checks it and then ranks with it, "

@@ -9,14 +9,15 @@ from pathlib import Path
 import msgspec
 from engine import Engine, Worker, driftline, event, wait_until
 
+from export.manifest import Gate
 from export.registry import Registry
 from stream.demo.release import BUNDLED_NAME, BUNDLED_REGISTRY
 
 NO_BROKER = "127.0.0.1:1"
 
 
-def fill_registry(root: Path) -> None:
-    """The release that comes with the demo, twice."""
+def fill_registry(root: Path, second_gates: dict[str, Gate] | None = None) -> None:
+    """The release that comes with the demo, twice; the second one with gates of its own."""
     shutil.copytree(BUNDLED_REGISTRY, root)
     registry = Registry(root)
     first = registry.open(BUNDLED_NAME)
@@ -29,7 +30,10 @@ def fill_registry(root: Path) -> None:
         BUNDLED_NAME,
         copy_into,
         lambda version, files: msgspec.structs.replace(
-            first.manifest, version=version, files=files
+            first.manifest,
+            version=version,
+            files=files,
+            gates=second_gates or first.manifest.gates,
         ),
     )
     assert registry.versions(BUNDLED_NAME) == [1, 2]
@@ -82,6 +86,22 @@ def test_without_a_broker_the_list_is_there_and_nothing_is_announced(tmp_path: P
     assert done.returncode == 2
     assert NO_BROKER in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_release_that_a_gate_has_refused_is_announced_only_despite_it(tmp_path: Path) -> None:
+    registry = tmp_path / "registry"
+    fill_registry(registry, {"parity": Gate(0.5, 1e-5, holds=False)})
+    options = ("--registry", registry, "--bootstrap", NO_BROKER)
+
+    refused = driftline("releases", "announce", *options)
+    older = driftline("releases", "announce", 1, *options)
+    wanted = driftline("releases", "announce", "--despite-gates", *options)
+
+    assert refused.returncode == older.returncode == wanted.returncode == 2
+    assert "parity is 0.5, bound 1e-05" in refused.stderr
+    assert "--despite-gates" in refused.stderr
+    for asked in (older, wanted):  # no gate, but the broker is missing
+        assert f"wanted to say at {NO_BROKER}" in asked.stderr
 
 
 def test_a_release_that_is_not_there_is_named_beside_those_that_are(tmp_path: Path) -> None:
