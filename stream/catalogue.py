@@ -20,6 +20,8 @@ from stream.events import Item, decode_item
 MAX_ITEM_BYTES = 262_144
 #: Stands for no publish time; differences to it do not overflow.
 _LONG_AGO_MS = -(2**62)
+#: JSON has whole numbers of any size; the column has not.
+_LATEST_MS = 2**62
 #: Stands where an item has fewer categories than another.
 NO_CATEGORY = -1
 
@@ -112,7 +114,7 @@ class Catalogue:
         self._set_groups(row, known.groups if known else (), entry.groups)
         self._set_listable(row, entry.is_listable)
         published_ms = _LONG_AGO_MS if item.publish_time is UNSET else item.publish_time
-        self._set_columns(row, entry.categories, published_ms)
+        self._set_columns(row, entry.categories, min(published_ms, _LATEST_MS))
 
     def columns(self) -> CatalogueColumns:
         """What stands here now; later changes do not reach it."""

@@ -19,6 +19,7 @@ Tenant = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9_-]{0,31}(?!\\n)$")]
 Scenario = Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,31}(?!\\n)$")]
 Milliseconds = Annotated[int, Meta(ge=0, description="milliseconds since 1970, UTC")]
 Count = Annotated[int, Meta(ge=0)]
+Offset = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 #: A history keeps values as 32-bit floats; a larger one cannot be kept.
 _FLOAT32_MAX = 3.4028234663852886e38
@@ -129,7 +130,7 @@ class MergeRequest(Struct, frozen=True):
     event_time: Milliseconds
     anonymous_id: Id
     into_user_id: Id
-    asked_offset: Count  # of `user_merge`, on the known user's partition
+    asked_offset: Offset  # of `user_merge`, on the known user's partition
     tenant: Tenant = DEFAULT_TENANT
     user_id: ClassVar[UnsetType] = UNSET
 
@@ -145,9 +146,9 @@ class MergePart(Struct, frozen=True):
     event_time: Milliseconds
     user_id: Id
     from_anonymous_id: Id
-    asked_offset: Count
+    asked_offset: Offset
     request_id: EventId
-    request_offset: Count  # on the anonymous user's partition
+    request_offset: Offset  # on the anonymous user's partition
     part: Count  # from 0 on
     tenant: Tenant = DEFAULT_TENANT
     events: bytes = b""  # 40 bytes each, oldest first

@@ -99,8 +99,11 @@ def list_policy(settings: Settings) -> Policy:
 
 
 def list_key(user: TouchedUser) -> bytes:
-    """The key of a user's list and interests; a known and an anonymous user never share one."""
-    if user.tenant == DEFAULT_TENANT and user.is_known:
+    """The key of a user's list and interests; no two users share one.
+
+    An id with a separator in it gets the long form: it could be another user's key.
+    """
+    if user.tenant == DEFAULT_TENANT and user.is_known and KEY_SEPARATOR not in user.owner:
         return user.owner.encode()
     kind = "u" if user.is_known else "a"
     return KEY_SEPARATOR.join((user.tenant, kind, user.owner, DEFAULT_SCENARIO)).encode()

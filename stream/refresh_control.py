@@ -245,6 +245,9 @@ class RefreshControl:
         user.is_changed = True
         user.row.is_postponed = True
         user.row.list_ms = user.request_ms
+        if user.reason == "visit":
+            # after a restart the row does not say what the list is for; so it is sent in any case
+            user.row.served = b""
         self._wait(user, not_before_s)
 
     def _wait(self, user: TouchedUser, not_before_s: float) -> None:

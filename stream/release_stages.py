@@ -47,7 +47,7 @@ def live_stage(values: Iterable[bytes | None], name: str) -> ReleaseStage | None
     for value in values:
         try:
             stage = decode_release_stage(value) if value else None
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             continue
         if stage is not None and stage.stage == "live" and stage.name == name:
             found = stage

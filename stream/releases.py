@@ -85,7 +85,7 @@ class ReleaseWatch(Service):  # type: ignore[misc]
                 continue
             try:
                 stage = decode_release_stage(record.value)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 self.log.warning(
                     "passed over a record of model-releases",
                     extra={"offset": record.offset, "error": str(error)},

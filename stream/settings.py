@@ -16,9 +16,12 @@ from msgspec import Meta, Struct, field
 from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError, convert, gather
 from export.statistics import DAY_MS, Pairs, StatisticsSettings
+from stream.dead_letters import MAX_KEPT_BYTES
 
 #: Room for what is sent with an event: its key, its headers, and what a record and a batch take.
 REQUEST_ROOM_BYTES = 65_536
+#: Most of a refused record that its dead letter keeps, of key and value; no row is larger.
+DEAD_LETTER_BYTES = 2 * MAX_KEPT_BYTES
 #: Most that an item of a list takes: its id and three in its reason, 256 characters each, escaped.
 LISTED_ITEM_BYTES = 6_400
 
@@ -147,6 +150,12 @@ def _too_large(settings: Settings) -> list[str]:
     most_items = max(room // LISTED_ITEM_BYTES, 0)
     wide = f"max_request_bytes is {settings.max_request_bytes}"
     found = []
+    if room < DEAD_LETTER_BYTES:
+        found.append(
+            f"max_request_bytes = {settings.max_request_bytes}: a dead letter takes up to "
+            f"{DEAD_LETTER_BYTES + REQUEST_ROOM_BYTES}; raise that and the broker's "
+            "message.max.bytes"
+        )
     if settings.max_event_bytes > room:
         found.append(
             f"max_event_bytes = {settings.max_event_bytes}: an event on a wrong partition is sent "

@@ -102,7 +102,7 @@ def decode_deltas(data: bytes | None, index: ItemIndex) -> Deltas:
             np.frombuffer(record.times_ms, dtype="<i8"),
             np.frombuffer(record.weights, dtype="<u2").astype(np.int64),
         )
-    except (msgspec.MsgspecError, ValueError, IndexError) as error:
+    except (msgspec.MsgspecError, ValueError, IndexError, RecursionError) as error:
         raise DeltasError(f"wanted a record of deltas, got {data[:40]!r}: {error}") from error
     if {len(items), len(deltas.offsets), len(deltas.times_ms), len(deltas.weights)} != {len(items)}:
         raise DeltasError(f"wanted columns of {len(items)} events each, got some longer or shorter")

@@ -60,7 +60,7 @@ def faust_settings(limits: BrokerLimits | None = None) -> dict[str, object]:
         "producer_acks": -1,
         "producer_linger": 0.0,
         "producer_request_timeout": DELIVERY_S,
-        "producer_max_batch_size": MAX_BATCH_BYTES,
+        "producer_max_batch_size": min(MAX_BATCH_BYTES, limits.max_request_bytes),
         "producer_max_request_size": limits.max_request_bytes,
         "producer_compression_type": limits.compression,
     }

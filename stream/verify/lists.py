@@ -189,7 +189,7 @@ def check_interests(records: Iterable[Any], expected: ExpectedState) -> Check:
 def _key(name: User) -> bytes:
     """The key of a user's list."""
     tenant, kind, owner = name
-    if (tenant, kind) == ("default", "u"):
+    if (tenant, kind) == ("default", "u") and "\x1f" not in owner:
         return owner.encode()
     return "\x1f".join((*name, "home")).encode()
 
@@ -240,5 +240,6 @@ def _compare_with_row(
     rec_id = bytes.fromhex(sent.rec_id)[:8]
     if not row.rec_ids or row.rec_ids[-1] != rec_id:
         check.miss(f"the row of user {name} does not end with rec_id {sent.rec_id}")
-    elif row.served != tuple(hash8(item) for item in sent.items[:_MAX_SERVED]):
+    elif row.served and row.served != tuple(hash8(item) for item in sent.items[:_MAX_SERVED]):
+        # none: a visit's list was postponed since, and whatever comes next is to be sent
         check.miss(f"the row of user {name} names other served items than its newest list")

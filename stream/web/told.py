@@ -132,10 +132,10 @@ class RateFigures(Struct, frozen=True):
 
 def display_name(key: str) -> str:
     """A user's key for people: its id, and what it is where it is no known user of the default."""
-    parts = key.split(KEY_SEPARATOR)
-    if len(parts) != 4:
+    if key.count(KEY_SEPARATOR) < 3:
         return key
-    tenant, kind, owner, _ = parts
+    tenant, kind, named = key.split(KEY_SEPARATOR, 2)
+    owner, _, _ = named.rpartition(KEY_SEPARATOR)
     return f"{owner} ({'anonymous' if kind == 'a' else 'known'}, {tenant})"
 
 

@@ -195,6 +195,7 @@ def test_broken_releases_are_refused_and_the_worker_goes_on(engine: Engine) -> N
     announce(engine, 1)  # of which there is no folder
     announce(engine, 2)
     announce(engine, 3, b"no JSON \xff")
+    announce(engine, 3, b'{"x":' + b"[" * 20_000)
     announce(engine, 4, json.dumps({"version": "four"}).encode())
     wait_until(lambda: "driftline/2 is refused" in worker.log(), engine.logs)
     answer = visit(engine, "visitor", 10)

@@ -241,6 +241,13 @@ def test_the_key_of_a_list_is_the_user_and_says_more_where_that_is_not_enough():
     assert len(set(keys.values())) == 4
 
 
+def test_no_id_of_a_known_user_makes_the_key_of_another_users_list():
+    visitor = user(is_known=False)
+    twin = user(owner=list_key(visitor).decode())
+
+    assert list_key(twin) != list_key(visitor)
+
+
 def test_the_state_of_a_list_is_named_by_all_of_the_row():
     touched = user()
     before = state_digest(touched)

@@ -122,6 +122,7 @@ def columns(**changed: object) -> bytes:
         columns(weights=bytes(8)),
         columns(previous=bytes(8 * CHAIN_DEPTH)),
         columns(items=[1, 2]),
+        b"\x91" * 100_000,  # arrays in arrays
     ],
 )
 def test_a_record_that_is_no_deltas_is_counted_and_passed_over(data):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -203,6 +205,18 @@ def test_an_item_is_new_for_a_week_of_event_time_after_its_publish_time(age_ms, 
     (reasons,) = listed([user_of("item-0")], statistics, catalogue.columns())
 
     assert reasons["item-3"].code == code
+
+
+@pytest.mark.parametrize("publish_time", [2**63 - 1, 2**63, 10**30])
+def test_a_publish_time_of_any_size_is_taken_and_is_not_new(publish_time):
+    statistics = followed(("item-2", "item-3"))
+    catalogue = catalogue_of(statistics)
+    said = {"item_id": "item-3", "version": 1, "publish_time": publish_time}
+
+    assert catalogue.take(b"item-3", json.dumps(said).encode()) is None
+
+    (reasons,) = listed([user_of("item-0")], statistics, catalogue.columns())
+    assert reasons["item-3"].code == "popular"
 
 
 def names_in(columns: CatalogueColumns, rows: NDArray[np.int64]) -> list[list[str]]:

@@ -316,6 +316,23 @@ class TestSmallestChange:
     def test_a_visit_is_always_answered(self):
         assert self.is_sent(1.0, new=0, reason="visit")
 
+    @pytest.mark.parametrize(("kind", "is_answered"), [("visit", True), ("click", False)])
+    def test_a_visit_that_was_postponed_is_answered_after_a_restart_too(self, kind, is_answered):
+        worker = Worker(Settings(refresh_min_change=1.0))
+        worker.batch(USERS[0], seconds=1.0)
+        items = np.array([item_hash(f"item-{n}") for n in range(50)], dtype=np.uint64)
+        row = worker.store.row(USERS[0])
+        row.served_list(b"rec-id-1", items)
+        worker.store.rows[0, b"default\x1fu\x1f" + USERS[0].encode()] = row.encode()
+        worker.batch(USERS[0], kind=kind, behind=100_000)
+
+        worker.start()
+        worker.idle_until_all_is_ranked()
+
+        user = worker.last[USERS[0]]
+        assert user.reason == "backfill"
+        assert worker.control.is_worth_sending(user, items) == is_answered
+
 
 class TestExpiring:
     """Lists last 1000 ms of event time here; users count as active for 5000 ms."""

@@ -57,6 +57,12 @@ def test_an_event_that_could_not_be_sent_on_may_not_be_accepted():
     assert wide.max_event_bytes == large
 
 
+def test_requests_have_room_for_a_dead_letter_and_so_for_every_row():
+    with pytest.raises(SettingsError, match="a dead letter takes up to 196608"):
+        load_settings(overrides={"max_request_bytes": 196_607, "list_length": 5}, environment={})
+    assert load_settings(overrides={"max_request_bytes": 196_608, "list_length": 5}, environment={})
+
+
 def test_a_list_that_could_not_be_sent_may_not_be_wanted():
     with pytest.raises(SettingsError) as refused:
         load_settings(overrides={"list_length": 200, "max_event_bytes": 2**21}, environment={})
