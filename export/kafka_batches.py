@@ -1,24 +1,26 @@
 """Let kafka-python open every batch that a worker opens, and none that a worker refuses.
 
-By itself it reads snappy, lz4 and zstd only where further packages are installed, and decompresses
-a batch whole, whatever it becomes.
+By itself it reads snappy, lz4 and zstd only where further packages are installed, decompresses a
+batch whole, whatever it becomes, and raises at a header's name that is no UTF-8.
 """
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from kafka.record import memory_records
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import encode_varint
 
 from export.decompress import MAX_BATCH_BYTES, BoundedDecompressor, DecompressionError
+from export.header_names import mend_names
 
 logger = logging.getLogger(__name__)
 
 
 def bound_batches(max_batch_bytes: int = MAX_BATCH_BYTES) -> None:
-    """From now on consumers of this process open batches so.
+    """From now on consumers of this process open batches, and read header names, so.
 
     In the place of a refused batch comes one record, at its last offset, without key and value.
     """
@@ -45,6 +47,14 @@ def bound_batches(max_batch_bytes: int = MAX_BATCH_BYTES) -> None:
                     records = _empty_record(self.last_offset_delta)
                 self._buffer, self._pos = bytearray(records), 0
             self._decompressed = True
+
+        def _read_msg(self, *arguments: Any) -> Any:
+            try:
+                return super()._read_msg(*arguments)
+            except UnicodeDecodeError:
+                self._buffer = bytearray(self._buffer)
+                mend_names(self._buffer, self._pos, 1)
+                return super()._read_msg(*arguments)
 
     memory_records.DefaultRecordBatch = BoundedRecordBatch
 

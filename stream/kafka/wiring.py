@@ -14,6 +14,7 @@ from stream.kafka.connections import mend_connections
 from stream.kafka.consumer import BatchConsumer
 from stream.kafka.epochs import KafkaCoordinator
 from stream.kafka.fencing import LoopGuard
+from stream.kafka.header_names import mend_header_names
 from stream.kafka.producer import DELIVERY_S, MAX_BATCH_BYTES
 from stream.kafka.restore import end_with_late_steps
 from stream.kafka.stream import BatchStream
@@ -72,6 +73,7 @@ def install(app: faust.App, options: BatchOptions) -> BatchTransport:
     `options.source_watermark` may call a table that is made later: it is called after recovery.
     """
     mend_connections()
+    mend_header_names()
     transport = BatchTransport(app.conf.broker_consumer, app, options)
     app.transport = transport
     app.producer_transport = BatchTransport(app.conf.broker_producer, app, options)

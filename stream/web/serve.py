@@ -16,6 +16,7 @@ from mode import Service
 
 from export.errors import DriftlineError
 from stream.kafka.connections import mend_connections
+from stream.kafka.header_names import mend_header_names
 from stream.logs import set_up_logging
 from stream.settings import Settings
 from stream.topics import BrokerError
@@ -155,6 +156,7 @@ def run_page(settings: Settings, options: PageOptions, say: Callable[[str], None
     """
     set_up_logging(settings.log_level)
     mend_connections()
+    mend_header_names()
     uvloop.run(_serve(settings, options, say))
 
 

@@ -240,6 +240,40 @@ def test_an_event_under_a_wrong_key_is_sent_on_and_folded_once(
     assert report["checks"]["deltas"]["checked"] == 3 + len(wrong)
 
 
+class Latin1(str):
+    """A header's name that is sent in another encoding than Kafka's clients expect."""
+
+    def encode(self, *_: object) -> bytes:
+        return super().encode("latin-1")
+
+
+def test_header_names_and_times_of_items_that_no_parser_expects_stop_nobody(
+    engine: Engine, producer: KafkaProducer
+) -> None:
+    worker = start_with_items(engine)
+    headers = [(Latin1("caf\u00e9"), b"v")]
+    late = item("late", publish_time=10**30)
+    producer.send(engine.topic("items"), key=b"late", value=late, headers=headers).get(30)
+    for number, user in enumerate(["ada", "bob", "ada"]):
+        click = event(user, 10 + number, item_id=f"item-{number}")
+        at = partition_of(user)
+        topic = engine.topic("user-events")
+        producer.send(topic, click, user.encode(), headers=headers, partition=at).get(30)
+    engine.wait_until_all_is_done()
+
+    assert {"ada", "bob"} <= users_with_lists(engine)
+    assert not dead_letters(engine)
+    engine.wait_for_snapshot()
+    worker.kill()
+    worker.start()
+    engine.send([(b"visitor", event("visitor", 20, "visit"))])
+    engine.wait_until_all_is_done()
+    assert "visitor" in users_with_lists(engine)
+    assert worker.stop() == 0
+    code, report = engine.verify_fold(worker)
+    assert code == 0, report
+
+
 def test_a_list_of_the_longest_ids_and_reasons_can_be_sent(engine: Engine) -> None:
     length = 146  # the most that settings take beside the default `max_request_bytes`
     hubs = [longest_id(number) for number in range(CHAIN_DEPTH)]
