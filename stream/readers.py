@@ -112,16 +112,15 @@ class TopicReader(Service):  # type: ignore[misc]
             for tp, records in fetched.items():
                 self._take(records)
                 self.positions[tp.partition] = records[-1].offset + 1
-            if fetched and self._behind:
-                self._note_progress()
+            if self._behind:
+                await self._note_progress()
             await asyncio.sleep(0)
 
-    def _note_progress(self) -> None:
-        self._behind = {
-            partition: end
-            for partition, end in self._behind.items()
-            if self.positions[partition] < end
-        }
+    async def _note_progress(self) -> None:
+        for partition, end in list(self._behind.items()):
+            # not by the last record: a transaction's marker may stand behind it
+            if await self._consumer.position(TopicPartition(self.topic, partition)) >= end:
+                del self._behind[partition]
         if not self._behind:
             self._is_caught_up()
 

@@ -64,8 +64,8 @@ class RecordBatch:
 class BatchOptions:
     """How the batch layer reads.
 
-    `batch_topics`: topics delivered as slices; each has one agent with concurrency 1, is not
-        compacted and holds no transactions, so that every offset is expected.
+    `batch_topics`: topics delivered as slices; each has one agent with concurrency 1 and is not
+        compacted: every offset is expected, and a transaction's end comes as a refused record.
     `source_watermark`: where the state stands; without it only committed offsets count.
     `on_assigned`: told the batch topics' partitions of this worker after every rebalance, when
         their state is restored and before anything is delivered.

@@ -4,6 +4,9 @@ aiokafka decompresses a batch whole, whatever it becomes. Here each compressed b
 with a bound and handed on uncompressed. One that would become too large, or cannot be decompressed,
 is replaced by a batch of a single record at its last offset, without a key: so the offsets go on,
 the record takes the way of every refused one, and `refusal_in` its value tells what it stands for.
+
+aiokafka passes over the marker at the end of a transaction without a word, and an offset is missing
+for whoever expects each. Where that is asked for, a marker is refused like a batch.
 """
 
 from __future__ import annotations
@@ -35,8 +38,16 @@ _HEADER_BYTES = 61
 _CRC_AT, _ATTRIBUTES_AT = 17, 21
 _V2 = struct.Struct(">q8x1xIhiqqqhi4x")  # base, crc, attributes, last delta, times, producer
 _CODEC_BITS = 0x07
+_CONTROL_BIT = 0x20
 _TRANSACTIONAL_BIT = 0x10
 _MARK_BYTES = 4096
+
+
+#: Why a transaction's marker is refused.
+TRANSACTION_END = (
+    "the end of a transaction: its events are folded whether it was committed or not; "
+    "let producers send without transactions"
+)
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -59,12 +70,15 @@ def bound_fetches(
     consumer: AIOKafkaConsumer,
     max_batch_bytes: int = MAX_BATCH_BYTES,
     topics: Collection[str] | None = None,
+    is_each_offset_expected: bool = False,
 ) -> None:
     """Let a consumer that is not started yet open no batch larger than this, of these topics.
 
-    None: of all topics. Refused batches are logged; their marks come as records.
+    None: of all topics. Refused batches are logged; their marks come as records. Where each offset
+    is expected, those of transactions' ends come so too: not for one that reads committed records
+    only, which needs the ends themselves.
     """
-    bound = FetchBound(max_batch_bytes)
+    bound = FetchBound(max_batch_bytes, is_each_offset_expected)
     send = consumer._client.send
 
     async def send_bounded(node_id: int, request: Any, **options: Any) -> Any:
@@ -84,7 +98,8 @@ def bound_fetches(
 class FetchBound:
     """Opens the batches of one consumer's fetches."""
 
-    def __init__(self, max_batch_bytes: int) -> None:
+    def __init__(self, max_batch_bytes: int, is_each_offset_expected: bool = False) -> None:
+        self._is_each_offset_expected = is_each_offset_expected
         self._decompressor = BoundedDecompressor(max_batch_bytes)
         self._told: dict[tuple[str, int], int] = {}  # last refused batch of a partition, logged
 
@@ -135,6 +150,11 @@ class FetchBound:
                 used += len(opened)
                 pieces += (data[kept_from:at], opened)
                 kept_from = end
+            elif self._is_each_offset_expected and _is_control(data, at, magic):
+                first, last = _offsets(data[at:end], magic)
+                refusal = Refusal(first, last, end - at, TRANSACTION_END)
+                pieces += (data[kept_from:at], _mark(data[at:end], magic, refusal))
+                kept_from = end
             at = end
         if not pieces:
             return data, used
@@ -178,6 +198,12 @@ def _codec(data: bytes, at: int, magic: int) -> int:
     """The codec's number; in both formats the attributes' lowest bits."""
     byte = at + (_ATTRIBUTES_AT + 1 if magic >= 2 else _MAGIC_END)
     return data[byte] & _CODEC_BITS if byte < len(data) else 0
+
+
+def _is_control(data: bytes, at: int, magic: int) -> bool:
+    """Whether a batch is the end of a transaction; formats before 2 have none."""
+    byte = at + _ATTRIBUTES_AT + 1
+    return magic >= 2 and byte < len(data) and bool(data[byte] & _CONTROL_BIT)
 
 
 def _offsets(batch: bytes, magic: int) -> tuple[int, int]:

@@ -66,5 +66,5 @@ class BatchConsumerThread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer._fetch_max_wait_ms = LONG_POLL_MS
         consumer._fetch_max_bytes = FETCH_BYTES
         options: BatchOptions = self.consumer.options
-        bound_fetches(consumer, options.max_batch_bytes, options.batch_topics)
+        bound_fetches(consumer, options.max_batch_bytes, options.batch_topics, True)
         return consumer

@@ -83,7 +83,7 @@ class Continuity:
         self.records_lost_total += got - expected
         logger.error(
             "Records are missing in %s: expected offset %d, got %d. Retention took them, or the "
-            "topic is compacted or transactional, which it must not be",
+            "topic is compacted, which it must not be",
             tp,
             expected,
             got,

@@ -240,6 +240,47 @@ def test_an_event_under_a_wrong_key_is_sent_on_and_folded_once(
     assert report["checks"]["deltas"]["checked"] == 3 + len(wrong)
 
 
+def send_in_a_transaction(bootstrap: str, records: list[tuple[str, bytes, bytes]]) -> None:
+    """(topic, key, value) of each, as a producer of another language or framework sends them."""
+    producer = KafkaProducer(
+        bootstrap_servers=bootstrap, transactional_id=f"{records[0][0]}-producer", acks="all"
+    )
+    producer.init_transactions()
+    producer.begin_transaction()
+    for topic, key, value in records:
+        at = partition_of(key.decode()) if topic.endswith("user-events") else 0
+        producer.send(topic, value, key, partition=at)
+    producer.commit_transaction()
+    producer.close()
+
+
+def test_transactions_stop_nobody_and_their_ends_are_dead_letters(
+    engine: Engine, kafka: Broker
+) -> None:
+    worker = start_with_items(engine)
+    clicks = [
+        (engine.topic("user-events"), b"ada", event("ada", 10 + n, item_id=f"item-{n}"))
+        for n in range(2)
+    ]
+    send_in_a_transaction(
+        kafka.bootstrap, [*clicks, (engine.topic("items"), b"late", item("late"))]
+    )
+    engine.wait_until_all_is_done()  # the end of the transaction too
+
+    assert "ada" in users_with_lists(engine)
+    (letter,) = dead_letters(engine)
+    assert "let producers send without transactions" in letter["reason"]
+    engine.wait_for_snapshot()
+    assert worker.stop() == 0
+    worker.start()  # `items` ends with an end of a transaction
+    engine.send([(b"visitor", event("visitor", 20, "visit"))])
+    engine.wait_until_all_is_done()
+    assert "visitor" in users_with_lists(engine)
+    assert worker.stop() == 0
+    code, report = engine.verify_fold(worker)
+    assert code == 0, report
+
+
 class Latin1(str):
     """A header's name that is sent in another encoding than Kafka's clients expect."""
 

@@ -12,11 +12,12 @@ from aiokafka.codec import snappy_encode
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.decompress import CODECS, BoundedDecompressor, DecompressionError
-from stream.kafka.bounded import FetchBound, refusal_in
+from stream.kafka.bounded import TRANSACTION_END, FetchBound, Refusal, refusal_in
 
 LIMIT = 100_000
 MEGABYTES = 200
@@ -151,6 +152,29 @@ def test_a_mark_keeps_its_transaction_so_that_an_aborted_one_stays_aborted():
     mark = MemoryRecords(data).next_batch()
 
     assert (mark.producer_id, mark.is_transactional, mark.next_offset) == (7, True, 1)
+
+
+def transaction_end(offset: int) -> bytes:
+    """The marker that a coordinator writes at the end of a transaction."""
+    builder = DefaultRecordBatchBuilder(2, 0, True, 7, 3, -1, 1000)
+    builder.append(0, 1000, struct.pack(">hh", 0, 1), struct.pack(">hi", 0, 0), [])
+    data = bytearray(struct.pack(">q", offset) + bytes(builder.build()[8:]))
+    data[22] |= 0x20
+    data[17:21] = struct.pack(">I", calc_crc32c(bytes(data[21:])))
+    return bytes(data)
+
+
+def test_where_each_offset_is_expected_the_end_of_a_transaction_is_a_refused_record():
+    data = batch(0, [b"a", b"b"], transaction=True) + transaction_end(2) + batch(3, [b"c"])
+
+    found, used = FetchBound(LIMIT, is_each_offset_expected=True).opened("t", 0, 0, data, LIMIT)
+
+    records = parsed(found)
+    assert [record.offset for record in records] == [0, 1, 2, 3]
+    assert refusal_in(records[2].value) == Refusal(2, 2, len(transaction_end(2)), TRANSACTION_END)
+    assert [record.value for record in records if record.offset != 2] == [b"a", b"b", b"c"]
+    assert used == 0
+    assert FetchBound(LIMIT).opened("t", 0, 0, data, LIMIT) == (data, 0)
 
 
 def test_a_producer_cannot_send_a_mark():
