@@ -154,7 +154,7 @@ def _check_not_due(
     if user.forgotten_offset < 0:
         return
     check.checked += 1
-    if name in lists.newest:
+    if name in lists.newest and user.may_list_offset < user.forgotten_offset:
         check.miss(f"a list of user {name}, who was deleted or has opted out")
     highest = lists.highest.get(name, 0)
     if row is not None and row.seq < highest - 1:
@@ -166,7 +166,7 @@ def _check_not_due(
 def check_interests(records: Iterable[Any], expected: ExpectedState) -> Check:
     """What was told of interests that a user had forgotten is taken away.
 
-    Interests name no offset: only of users without a later due event it is known what must be.
+    Interests name no offset: it is known what must be only where no list could come later.
     """
     check = Check("forgotten interests", "users")
     newest: dict[User, Any] = {}
@@ -178,7 +178,7 @@ def check_interests(records: Iterable[Any], expected: ExpectedState) -> Check:
         if where in user_of:
             newest[user_of[where]] = record.value
     for name, user in expected.users.items():
-        if user.no_interests_offset < 0 or user.due_offset >= 0:
+        if user.due_offset >= 0 or user.may_list_offset >= user.no_interests_offset:
             continue
         check.checked += 1
         if newest.get(name) is not None:

@@ -56,6 +56,7 @@ class ExpectedUser:
     newest_ms: int = 0
     due_offset: int = -1  # of the newest event that made a list due; -1: none did
     due_visit_offset: int = -1
+    may_list_offset: int = -1  # of the newest event that could: some lists are left out
     due_ms: int = 0  # newest time of an event that made a list due
     taken_ever: set[int] = field(default_factory=set)
     filters: list[tuple[int, bytes, int]] = field(default_factory=list)  # kind, target, end in ms
@@ -133,8 +134,10 @@ class ExpectedState:
         is_duplicate = not is_visit and self._is_duplicate(user, event.event_id, is_again)
         # what comes again of a user of whom nothing is known came before the user was forgotten
         may_ask = is_visit or user.events_total or not is_duplicate
-        if event.makes_due and may_ask and (is_visit or not self._leaves_out):
-            user.becomes_due(offset, event.time_ms)
+        if event.makes_due and may_ask:
+            user.may_list_offset = offset
+            if is_visit or not self._leaves_out:
+                user.becomes_due(offset, event.time_ms)
             if is_visit:
                 user.due_visit_offset = offset
         if not (is_visit or is_duplicate):

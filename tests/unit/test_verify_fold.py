@@ -394,6 +394,20 @@ def test_where_lists_with_little_news_are_left_out_none_of_an_event_is_missed(sm
     assert check.lost == missing
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_list_after_a_delete_is_wrong_unless_its_user_has_come_back(comes_back):
+    settings = msgspec.structs.replace(SETTINGS, refresh_min_change=0.2)
+    rules, expected = EventRules(settings, PARTITIONS), ExpectedState(settings)
+    wish = control(5, "user_delete", "ada")
+    log = [*clicks(5), Placed(partition_of("ada"), wish.key, wish.value, 5)]
+    for placed in log + (clicks(7)[6:] if comes_back else []):
+        expected.apply(rules.judge(placed), placed.partition, placed.offset)
+
+    check = check_lists(SentLists.of([sent_list("ada", 1, 6)]), {}, expected, {}, DeltaTopic())
+
+    assert check.holds == comes_back, check.told
+
+
 def test_who_came_in_the_very_first_batch_may_be_without_a_list():
     world = World(clicks(5))
     _, topic = check_deltas(world.deltas, world.expected)
