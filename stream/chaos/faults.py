@@ -56,6 +56,14 @@ class Scene:
         """One of the standing workers."""
         return self.rng.choice(self.standing)
 
+    def let_go_on(self, worker: WorkerProcess) -> None:
+        """Note whether a worker that comes back ends, start it again, send the companion away."""
+        code = worker.wait_for_end(SESSION_S)
+        self.notes.append("went on" if code is None else f"ended with exit code {code}")
+        worker.start_if_ended()
+        if self.companion.is_running:
+            self.companion.stop()
+
     def aim(self, worker: WorkerProcess) -> bool:
         """Wait for a moment at which this worker has a batch under way; False: none came."""
         time.sleep(self.rng.uniform(0, 0.5))  # so that the moment is the seed's, not the aim's
@@ -136,11 +144,7 @@ def _zombie(scene: Scene) -> bool:
         scene.engine.supervised(others)
     finally:
         worker.send_signal(signal.SIGCONT)
-    code = worker.wait_for_end(SESSION_S)
-    scene.notes.append("went on" if code is None else f"ended with exit code {code}")
-    worker.start_if_ended()
-    if scene.companion.is_running:
-        scene.companion.stop()
+    scene.let_go_on(worker)
     return has_struck
 
 
@@ -255,11 +259,7 @@ def _delay_rows(scene: Scene) -> bool:
         scene.companion.start()
         others = [scene.companion]
     has_struck = scene.aim(worker) and hold_rows_back(scene.engine, scene.line, others)
-    code = worker.wait_for_end(SESSION_S)
-    scene.notes.append("went on" if code is None else f"ended with exit code {code}")
-    worker.start_if_ended()
-    if scene.companion.is_running:
-        scene.companion.stop()
+    scene.let_go_on(worker)
     return has_struck
 
 

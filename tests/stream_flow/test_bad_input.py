@@ -240,6 +240,16 @@ def test_an_event_under_a_wrong_key_is_sent_on_and_folded_once(
     assert report["checks"]["deltas"]["checked"] == 3 + len(wrong)
 
 
+def assert_serves_and_holds(engine: Engine, worker: Worker) -> None:
+    """A visitor gets a list, the worker ends in order, and all is the fold of the log."""
+    engine.send([(b"visitor", event("visitor", 20, "visit"))])
+    engine.wait_until_all_is_done()
+    assert "visitor" in users_with_lists(engine)
+    assert worker.stop() == 0
+    code, report = engine.verify_fold(worker)
+    assert code == 0, report
+
+
 def send_in_a_transaction(bootstrap: str, records: list[tuple[str, bytes, bytes]]) -> None:
     """(topic, key, value) of each, as a producer of another language or framework sends them."""
     producer = KafkaProducer(
@@ -273,12 +283,7 @@ def test_transactions_stop_nobody_and_their_ends_are_dead_letters(
     engine.wait_for_snapshot()
     assert worker.stop() == 0
     worker.start()  # `items` ends with an end of a transaction
-    engine.send([(b"visitor", event("visitor", 20, "visit"))])
-    engine.wait_until_all_is_done()
-    assert "visitor" in users_with_lists(engine)
-    assert worker.stop() == 0
-    code, report = engine.verify_fold(worker)
-    assert code == 0, report
+    assert_serves_and_holds(engine, worker)
 
 
 class Latin1(str):
@@ -307,12 +312,7 @@ def test_header_names_and_times_of_items_that_no_parser_expects_stop_nobody(
     engine.wait_for_snapshot()
     worker.kill()
     worker.start()
-    engine.send([(b"visitor", event("visitor", 20, "visit"))])
-    engine.wait_until_all_is_done()
-    assert "visitor" in users_with_lists(engine)
-    assert worker.stop() == 0
-    code, report = engine.verify_fold(worker)
-    assert code == 0, report
+    assert_serves_and_holds(engine, worker)
 
 
 def test_a_list_of_the_longest_ids_and_reasons_can_be_sent(engine: Engine) -> None:
