@@ -9,6 +9,7 @@ from export.event_types import DEFAULT_EVENT_TYPES, EventRole
 from export.settings import SettingsError
 from models.settings import load_trainer_settings
 from stream.events import RankedItem, Reason, encode
+from stream.kafka.wiring import BrokerLimits, faust_settings
 from stream.reasons import MAX_ITEMS
 from stream.settings import LISTED_ITEM_BYTES, Settings, load_settings
 
@@ -61,6 +62,13 @@ def test_requests_have_room_for_a_dead_letter_and_so_for_every_row():
     with pytest.raises(SettingsError, match="a dead letter takes up to 196608"):
         load_settings(overrides={"max_request_bytes": 196_607, "list_length": 5}, environment={})
     assert load_settings(overrides={"max_request_bytes": 196_608, "list_length": 5}, environment={})
+
+
+@pytest.mark.parametrize(("request_bytes", "batch_bytes"), [(200_000, 200_000), (2**21, 2**19)])
+def test_no_batch_of_records_is_larger_than_a_request(request_bytes, batch_bytes):
+    limits = BrokerLimits(max_request_bytes=request_bytes)
+
+    assert faust_settings(limits)["producer_max_batch_size"] == batch_bytes
 
 
 def test_a_list_that_could_not_be_sent_may_not_be_wanted():

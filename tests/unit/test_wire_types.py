@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from stream.events import (
     Item,
+    MergeRequest,
     UserEvent,
     decode_item,
     decode_user_event,
@@ -188,3 +189,19 @@ def test_the_owner_of_an_event_is_the_user_else_the_anonymous_one(known, anonymo
     event = UserEvent("event-0001", "click", 17, **{k: v for k, v in ids.items() if v})
 
     assert event.owner() == owner
+
+
+@pytest.mark.parametrize(
+    ("digits", "is_taken"), [("9223372036854775807", True), ("1" * 4000, False)]
+)
+def test_an_offset_in_a_leg_of_a_merge_is_one_that_a_partition_can_have(digits, is_taken):
+    leg = (
+        b'{"schema":"driftline.merge-request/1","event_id":"event-01","event_time":1,'
+        b'"anonymous_id":"a","into_user_id":"u","asked_offset":%s}' % digits.encode()
+    )
+    try:
+        found = msgspec.json.decode(leg, type=MergeRequest).asked_offset
+    except msgspec.MsgspecError:
+        found = None
+
+    assert found == (int(digits) if is_taken else None)
